@@ -1,0 +1,45 @@
+"""The directory that a server loads: a manifest, the model files and golden requests, all under one digest."""
+
+from seatrial.bundle.evidence import Evidence
+from seatrial.bundle.golden import Golden, describe_violation
+from seatrial.bundle.manifest import (
+    EVIDENCE,
+    MANIFEST,
+    Body,
+    Bound,
+    Driver,
+    EngineSpec,
+    FileEntry,
+    GoldenRequest,
+    Hardware,
+    Manifest,
+    ModelName,
+    Tolerance,
+    Transform,
+    VariantName,
+)
+from seatrial.bundle.store import Bundle, Draft, open_bundle, write_bundle
+
+__all__ = [
+    "EVIDENCE",
+    "MANIFEST",
+    "Body",
+    "Bound",
+    "Bundle",
+    "Draft",
+    "Driver",
+    "EngineSpec",
+    "Evidence",
+    "FileEntry",
+    "Golden",
+    "GoldenRequest",
+    "Hardware",
+    "Manifest",
+    "ModelName",
+    "Tolerance",
+    "Transform",
+    "VariantName",
+    "describe_violation",
+    "open_bundle",
+    "write_bundle",
+]

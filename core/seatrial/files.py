@@ -1,0 +1,93 @@
+"""Files that are whole or not there: written aside, synced, then renamed into place."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from seatrial.errors import DiskFull
+
+
+@contextmanager
+def telling_of_full_disk(target: Path) -> Iterator[None]:
+    """Turn "no space left" into a `DiskFull` that names `target` and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(
+            f"no space left while writing {target}; nothing was kept of it. "
+            "Free some (`seatrial gc` lists what nothing refers to) and run the same command again"
+        ) from error
+
+
+@contextmanager
+def directory_aside(parent: Path) -> Iterator[Path]:
+    """Yield a new directory in `parent` for `put_in_place`; whatever is still in it when the block ends is removed.
+
+    A killed process leaves a `.new-*` directory, which `sweep` removes.
+    """
+    with telling_of_full_disk(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
+        try:
+            yield aside
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_in_place(aside: Path, target: Path) -> None:
+    """Sync `aside` and rename it to `target`. If `target` came into being meanwhile, that one stays."""
+    _sync_tree(aside)
+    aside.chmod(0o755)
+    try:
+        aside.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    _sync(target.parent)
+
+
+def write_whole(target: Path, data: bytes) -> None:
+    """Replace the file `target` by `data`, so that a reader sees the old or the new content, never a part."""
+    with telling_of_full_disk(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(prefix=".new-", dir=target.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(aside).chmod(0o644)
+            Path(aside).replace(target)
+            _sync(target.parent)
+        except BaseException:
+            Path(aside).unlink(missing_ok=True)
+            raise
+
+
+def sweep(directory: Path, *, older_than_s: float, now: float) -> list[Path]:
+    """Remove what a killed writer left in `directory`; `now` is wall-clock time, as the file system keeps it."""
+    left = [path for path in directory.glob(".new-*") if now - path.stat().st_mtime > older_than_s]
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    return left
+
+
+def _sync_tree(directory: Path) -> None:
+    for root, _, names in os.walk(directory):
+        for name in names:
+            _sync(Path(root, name))
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,131 @@
+"""What this machine gives to this process: cores and memory by cgroup quota, CPU features, GPUs.
+
+Reads the kernel's own files; takes no library's word for it. Containers are the normal case: the number of cores of
+the host is not the number that we may use. Sources: the kernel's cgroup-v1 and cgroup-v2 documentation.
+"""
+
+import math
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+TELLING_FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+)
+"""The CPU features that decide which kernels an engine picks, hence how INT8 sums saturate and round."""
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    cpu: str
+    cores: int
+    features: tuple[str, ...]
+    memory_bytes: int
+    gpus: tuple[str, ...] = ()
+
+
+def this_machine(root: Path = Path("/")) -> Machine:
+    """`root` is where the kernel's `proc` and `sys` are mounted."""
+    info = _cpu_info(root)
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    return Machine(
+        cpu=info.get("model name") or platform.machine(),
+        cores=cores(root),
+        features=tuple(name for name in TELLING_FEATURES if name in flags),
+        memory_bytes=memory_bytes(root),
+        gpus=gpus(),
+    )
+
+
+def cores(root: Path = Path("/")) -> int:
+    """Whole cores that we may keep busy: the affinity mask, cut by the CFS quota, never less than one."""
+    allowed = len(os.sched_getaffinity(0))
+    quota = min((quota for quota in map(_cpu_quota, _cgroup_directories(root)) if quota), default=math.inf)
+    return max(1, min(allowed, math.ceil(quota))) if math.isfinite(quota) else allowed
+
+
+def memory_bytes(root: Path = Path("/")) -> int:
+    """Memory that we may use before the kernel kills us: the tightest limit of our cgroup and its parents."""
+    limits = [limit for directory in _cgroup_directories(root) if (limit := _memory_limit(directory))]
+    return min([_physical_memory(root), *limits])
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process, shared pages included; 0 if it has just ended."""
+    text = _read(Path(f"/proc/{pid}/statm"))
+    return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE") if text else 0
+
+
+def gpus() -> tuple[str, ...]:
+    """The names of NVIDIA GPUs with their driver, as `nvidia-smi` tells them; empty where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    asked = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+        capture_output=True, text=True, timeout=10, check=False,
+    )  # fmt: skip
+    return tuple(asked.stdout.strip().splitlines()) if asked.returncode == 0 else ()
+
+
+def _cpu_info(root: Path) -> dict[str, str]:
+    text = _read(root / "proc/cpuinfo")
+    first_core = (text or "").split("\n\n")[0]
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first_core.splitlines())}
+
+
+def _physical_memory(root: Path) -> int:
+    for line in (_read(root / "proc/meminfo") or "").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroup_directories(root: Path) -> list[Path]:
+    """Our cgroup and its parents, in every hierarchy that limits CPU or memory.
+
+    In a container `/proc/self/cgroup` may name a path of the host that is not mounted: then its parents, up to the
+    mount point, are what is visible, and they hold our limits.
+    """
+    found = []
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        mount = root / "sys/fs/cgroup"
+        for controller in controllers.split(",") if controllers else [""]:
+            if controller in ("", "cpu", "cpuacct", "memory"):
+                base = mount / controller
+                leaf = Path(path.lstrip("/"))
+                found += [base / part for part in (leaf, *leaf.parents)]
+    return [directory for directory in dict.fromkeys(found) if directory.is_dir()]
+
+
+def _cpu_quota(directory: Path) -> float | None:
+    if text := _read(directory / "cpu.max"):
+        quota, period = text.split()
+    else:
+        quota, period = _read(directory / "cpu.cfs_quota_us") or "max", _read(directory / "cpu.cfs_period_us") or "0"
+    if quota.strip() in ("max", "-1") or int(period) <= 0:
+        return None
+    return int(quota) / int(period)
+
+
+def _memory_limit(directory: Path) -> int | None:
+    text = (_read(directory / "memory.max") or _read(directory / "memory.limit_in_bytes") or "max").strip()
+    return None if text == "max" else int(text)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None

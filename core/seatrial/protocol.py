@@ -1,0 +1,317 @@
+"""Open Inference Protocol v2 bodies: JSON, with tensors inside it or as binary data behind it.
+
+Turns bytes into named arrays and back. Knows nothing of HTTP, models or signatures: whether the tensors fit a model is
+`Signature.check`. The same codec writes the golden requests of a bundle and answers REST clients.
+Sources: Open Inference Protocol, "Inference"; Triton's binary tensor data extension. Where they leave a choice:
+numbers in JSON must be finite and fit the datatype; FP16 and BF16 travel as binary data only; a non-finite output is
+`null` in JSON; `data` may be nested or flat, in row-major order.
+"""
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import orjson
+
+from seatrial.errors import MalformedRequest, NonFinite, WrongInput
+from seatrial.tensors import Array, DataType
+
+MAX_RANK = 16
+Parameters = dict[str, str | int | float | bool]
+
+
+class Tensor(NamedTuple):
+    """A named array; `datatype` tells BF16 from UINT16, which look alike in numpy."""
+
+    name: str
+    datatype: DataType
+    array: Array
+
+
+class RequestedOutput(msgspec.Struct, frozen=True):
+    name: str
+    parameters: Parameters = {}
+
+    @property
+    def binary(self) -> bool | None:
+        """Whether binary data was asked for; None where the request does not say."""
+        wanted = self.parameters.get("binary_data")
+        return None if wanted is None else bool(wanted)
+
+
+class InferRequest(NamedTuple):
+    """What a client asks. `outputs` empty means all of them; the arrays are views of the received body."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[RequestedOutput, ...] = ()
+    id: str = ""
+    parameters: Mapping[str, str | int | float | bool] = MappingProxyType({})
+
+    @property
+    def binary_by_default(self) -> bool:
+        return bool(self.parameters.get("binary_data_output", False))
+
+
+class _TensorHead(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: DataType
+    parameters: Parameters = {}
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class _RequestHead(msgspec.Struct):
+    inputs: list[_TensorHead]
+    outputs: list[RequestedOutput] = []
+    id: str = ""
+    parameters: Parameters = {}
+
+
+_decode_head = msgspec.json.Decoder(_RequestHead).decode
+
+
+def decode_request(body: bytes | memoryview, *, json_length: int | None = None) -> InferRequest:
+    """Read a request; `json_length` is the value of `Inference-Header-Content-Length` where the client sent it.
+
+    Raises `MalformedRequest`, `NonFinite` or `WrongInput`. The arrays are read-only views of `body` where it is binary.
+    """
+    view = memoryview(body)
+    if json_length is None:
+        json_length = len(view)
+    if not 0 <= json_length <= len(view):
+        raise MalformedRequest(f"the JSON part is said to be {json_length} bytes long, the body has {len(view)}")
+    try:
+        head = _decode_head(view[:json_length])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedRequest(f"the body is not an inference request: {error}") from error
+    binary = _BinaryPart(view[json_length:])
+    inputs = tuple(_read_tensor_of(head_input, binary) for head_input in head.inputs)
+    binary.check_exhausted()
+    return InferRequest(inputs, tuple(head.outputs), head.id, head.parameters)
+
+
+class _BinaryPart:
+    """The bytes behind the JSON, handed out in the order of the tensors."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view, self._offset = view, 0
+
+    def take(self, size: int, *, tensor: str) -> memoryview:
+        end = self._offset + size
+        if end > len(self._view):
+            raise MalformedRequest(
+                f"tensor '{tensor}' wants bytes {self._offset} to {end} of the binary data, "
+                f"which has {len(self._view)}: was the body cut off?"
+            )
+        taken = self._view[self._offset : end]
+        self._offset = end
+        return taken
+
+    def check_exhausted(self) -> None:
+        if self._offset != len(self._view):
+            raise MalformedRequest(
+                f"{len(self._view) - self._offset} bytes of binary data belong to no tensor: "
+                "check the binary_data_size of each"
+            )
+
+
+def _read_tensor_of(head: _TensorHead, binary: _BinaryPart) -> Tensor:
+    count = element_count(head.shape, name=head.name)
+    size = head.parameters.get("binary_data_size")
+    if size is None:
+        return Tensor(head.name, head.datatype, _read_json(head, count))
+    if head.data:
+        raise MalformedRequest(f"tensor '{head.name}' has both 'data' and 'binary_data_size'; send one")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise MalformedRequest(f"tensor '{head.name}' has binary_data_size {size!r}, expected a number of bytes")
+    data = binary.take(size, tensor=head.name)
+    return Tensor(head.name, head.datatype, read_tensor(data, head.datatype, head.shape, name=head.name))
+
+
+def element_count(shape: Sequence[int], *, name: str) -> int:
+    """The number of elements of `shape`, which came from outside."""
+    if len(shape) > MAX_RANK:
+        raise WrongInput(f"tensor '{name}' has {len(shape)} dimensions; at most {MAX_RANK} are accepted")
+    if any(size < 0 for size in shape):
+        raise WrongInput(f"tensor '{name}' has shape {list(shape)}; a size cannot be negative")
+    return math.prod(shape)
+
+
+def read_tensor(data: bytes | memoryview, datatype: DataType, shape: Sequence[int], *, name: str) -> Array:
+    """Raw bytes, little-endian and row-major, as an array: a read-only view, except for BYTES."""
+    count = element_count(shape, name=name)
+    if datatype is DataType.BYTES:
+        return _read_bytes(memoryview(data), count, name=name).reshape(shape)
+    dtype = datatype.numpy
+    if len(data) != count * dtype.itemsize:
+        raise MalformedRequest(
+            f"tensor '{name}' of shape {list(shape)} and datatype {datatype} takes {count * dtype.itemsize} bytes, "
+            f"got {len(data)}"
+        )
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def write_tensor(array: Array, datatype: DataType) -> bytes:
+    """The inverse of `read_tensor`."""
+    if datatype is DataType.BYTES:
+        return b"".join(struct.pack("<I", len(item)) + item for item in map(_as_bytes, array.ravel()))
+    return array.tobytes() if array.dtype == datatype.numpy else array.astype(datatype.numpy).tobytes()
+
+
+def _as_bytes(item: Any) -> bytes:
+    return item if isinstance(item, bytes) else str(item).encode()
+
+
+def _read_bytes(data: memoryview, count: int, *, name: str) -> Array:
+    """Elements of a BYTES tensor: each a 4-byte little-endian length, then as many bytes."""
+    items: list[bytes] = []
+    offset = 0
+    while offset < len(data):
+        start = offset + 4
+        end = start + int.from_bytes(data[offset:start], "little")
+        if start > len(data) or end > len(data):
+            raise MalformedRequest(f"element {len(items)} of BYTES tensor '{name}' is cut off")
+        items.append(bytes(data[start:end]))
+        offset = end
+    if len(items) != count:
+        raise MalformedRequest(f"BYTES tensor '{name}' has {len(items)} elements, its shape says {count}")
+    array = np.empty(count, dtype=object)
+    array[:] = items
+    return array
+
+
+def _read_json(head: _TensorHead, count: int) -> Array:
+    if not head.data:
+        raise MalformedRequest(f"tensor '{head.name}' has neither 'data' nor 'binary_data_size'")
+    if head.datatype in (DataType.FP16, DataType.BF16):
+        raise WrongInput(f"tensor '{head.name}' is {head.datatype}, which has no JSON form; send it as binary data")
+    try:
+        elements: list[Any] = []
+        _flatten(orjson.loads(bytes(head.data)), elements)
+    except (ValueError, RecursionError) as error:
+        raise MalformedRequest(f"the data of tensor '{head.name}' is not JSON: {error}") from error
+    if len(elements) != count:
+        raise MalformedRequest(f"tensor '{head.name}' has {len(elements)} elements, its shape says {count}")
+    return _elements_as_array(elements, head).reshape(head.shape)
+
+
+def _flatten(data: Any, into: list[Any]) -> None:
+    if not isinstance(data, list):
+        into.append(data)
+    elif data and isinstance(data[0], list):
+        for row in data:
+            _flatten(row, into)
+    else:
+        into.extend(data)
+
+
+_JSON_TYPES: dict[str, frozenset[type]] = {
+    "b": frozenset({bool}),
+    "u": frozenset({int}),
+    "i": frozenset({int}),
+    "f": frozenset({int, float}),
+    "O": frozenset({str}),
+}
+
+
+def _elements_as_array(elements: list[Any], head: _TensorHead) -> Array:
+    dtype = head.datatype.numpy
+    allowed = _JSON_TYPES[dtype.kind]
+    if wrong := set(map(type, elements)) - allowed:
+        found = sorted("null" if kind is type(None) else kind.__name__ for kind in wrong)
+        raise WrongInput(f"tensor '{head.name}' is {head.datatype}, but its data holds {', '.join(found)}")
+    if head.datatype is DataType.BYTES:
+        array = np.empty(len(elements), dtype=object)
+        array[:] = [text.encode() for text in elements]
+        return array
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(elements, dtype)
+    except OverflowError as error:
+        raise WrongInput(f"tensor '{head.name}' holds a number that {head.datatype} cannot: {error}") from error
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise NonFinite(f"tensor '{head.name}' holds a number too large for {head.datatype}")
+    return array
+
+
+def encode_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes, int]:
+    """A request body and the length of its JSON part."""
+    inputs, parts = _write_tensors(request.inputs, binary=dict.fromkeys((t.name for t in request.inputs), binary))
+    head: dict[str, Any] = {"inputs": inputs}
+    if request.id:
+        head["id"] = request.id
+    if request.parameters:
+        head["parameters"] = dict(request.parameters)
+    if request.outputs:
+        head["outputs"] = [{"name": o.name, "parameters": o.parameters} for o in request.outputs]
+    text = _dump(head)
+    return b"".join((text, *parts)), len(text)
+
+
+class _AnswerHead(msgspec.Struct):
+    outputs: list[_TensorHead]
+    model_name: str = ""
+    model_version: str = ""
+    id: str = ""
+
+
+_decode_answer_head = msgspec.json.Decoder(_AnswerHead).decode
+
+
+def decode_answer(body: bytes | memoryview, *, json_length: int | None = None) -> tuple[Tensor, ...]:
+    """The outputs of an answer; the inverse of `encode_answer`."""
+    view = memoryview(body)
+    json_length = len(view) if json_length is None else json_length
+    try:
+        head = _decode_answer_head(view[:json_length])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedRequest(f"the body is not an inference answer: {error}") from error
+    binary = _BinaryPart(view[json_length:])
+    outputs = tuple(_read_tensor_of(output, binary) for output in head.outputs)
+    binary.check_exhausted()
+    return outputs
+
+
+def encode_answer(
+    outputs: Sequence[Tensor], *, model: str, version: str, request_id: str, binary: dict[str, bool]
+) -> tuple[bytes, int | None]:
+    """An answer body, and the length of its JSON part if binary data follows it. `binary` says which tensors do."""
+    tensors, parts = _write_tensors(outputs, binary=binary)
+    head: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": tensors}
+    if request_id:
+        head["id"] = request_id
+    text = _dump(head)
+    return (b"".join((text, *parts)), len(text)) if parts else (text, None)
+
+
+def _write_tensors(tensors: Sequence[Tensor], *, binary: dict[str, bool]) -> tuple[list[dict[str, Any]], list[bytes]]:
+    heads, parts = [], []
+    for name, datatype, array in tensors:
+        head: dict[str, Any] = {"name": name, "shape": array.shape, "datatype": datatype}
+        if binary[name]:
+            part = write_tensor(array, datatype)
+            head["parameters"] = {"binary_data_size": len(part)}
+            parts.append(part)
+        elif datatype in (DataType.FP16, DataType.BF16):
+            raise WrongInput(f"output '{name}' is {datatype}, which has no JSON form; ask for it as binary data")
+        elif datatype is DataType.BYTES:
+            head["data"] = [_as_text(item, name=name) for item in array.ravel()]
+        else:
+            head["data"] = np.ascontiguousarray(array).reshape(-1)
+        heads.append(head)
+    return heads, parts
+
+
+def _as_text(item: Any, *, name: str) -> str:
+    try:
+        return _as_bytes(item).decode()
+    except UnicodeDecodeError as error:
+        raise WrongInput(f"output '{name}' is not UTF-8; ask for it as binary data") from error
+
+
+def _dump(head: dict[str, Any]) -> bytes:
+    return orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)

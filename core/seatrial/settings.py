@@ -1,0 +1,255 @@
+"""Every setting of Seatrial, in one tree. This module alone reads the environment and `seatrial.toml`.
+
+A setting comes, in this order, from a command-line flag, the environment (`SEATRIAL_SERVING__HTTP_PORT=9000`),
+`seatrial.toml` in the working directory, or the default below. MLflow's own variables work as its users expect.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from seatrial.errors import InvalidSettings
+from seatrial.spelling import did_you_mean
+
+CONFIG_FILE = "seatrial.toml"
+REFERENCE = "docs/reference.md lists them all"
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Batching(_Group):
+    max_size: int = Field(default=64, ge=1)
+    """Most rows sent to an engine at once, where the model's own limit is not lower."""
+    max_delay_ms: float = Field(default=0.0, ge=0)
+    """How long the first request of a batch waits for company while an engine is idle. With 0, batches form from what
+    queued while the engines were busy."""
+    max_queue: int = Field(default=1024, ge=1)
+    """Most requests waiting for one model; one more is refused with 503 and Retry-After."""
+    max_queue_bytes: int = Field(default=512 * 2**20, ge=1)
+    """Most bytes of tensors waiting for one model."""
+
+
+class Limits(_Group):
+    """What one request may take. The same numbers bind REST and gRPC."""
+
+    body_bytes: int = Field(default=64 * 2**20, ge=1024)
+    """Largest request body or gRPC message."""
+    header_bytes: int = Field(default=64 * 2**10, ge=1024)
+    """Largest block of HTTP headers or gRPC metadata."""
+    receive_s: float = Field(default=30.0, gt=0)
+    """Time a client has to send a whole request, from its first byte on."""
+    idle_s: float = Field(default=75.0, gt=0)
+    """How long a connection without a request stays open."""
+    request_s: float = Field(default=30.0, gt=0)
+    """Time from arrival to answer; after it the caller gets 504 and the request is dropped before compute."""
+
+
+class Engines(_Group):
+    count: int | None = Field(default=None, ge=1)
+    """Engine processes for each model. By default two, or one where memory does not allow two."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of each engine process. By default the cores shared evenly among the processes."""
+    start_s: float = Field(default=120.0, gt=0)
+    """Time an engine process has to load, verify and warm up its bundle."""
+    answer_s: float = Field(default=60.0, gt=0)
+    """Time an engine has for one batch before it is taken for hung, killed and replaced."""
+    max_deaths: int = Field(default=3, ge=1)
+    """A request that was in hand at so many deaths of an engine is answered with an error instead of tried again."""
+
+
+class Serving(_Group):
+    host: str = "127.0.0.1"
+    """Address to listen on. The container image sets 0.0.0.0."""
+    http_port: int = Field(default=8000, ge=0, le=65535)
+    """REST. 0 takes a free port and prints it."""
+    grpc_port: int = Field(default=8001, ge=0, le=65535)
+    """gRPC. 0 takes a free port and prints it."""
+    metrics_port: int = Field(default=8002, ge=0, le=65535)
+    """Prometheus metrics. 0 takes a free port and prints it."""
+    drain_s: float = Field(default=5.0, ge=0)
+    """After SIGTERM: how long requests are still accepted, so that load balancers can notice that we are not ready."""
+    latency_budget_ms: float = Field(default=100.0, gt=0)
+    """The p99 latency that is promised; it is an edge of every latency histogram, and the latency SLO counts by it."""
+    request_log: bool = True
+    """One JSON line for each request on standard output."""
+    batching: Batching = Batching()
+    limits: Limits = Limits()
+    engines: Engines = Engines()
+
+
+class Registry(_Group):
+    tracking_uri: str | None = None
+    """Where MLflow keeps the models: an http(s) address or a database. By default MLFLOW_TRACKING_URI, and without
+    that an SQLite database in the home directory."""
+    target: str = "onnx-cpu"
+    """Which target's bundle of a model version to serve and to promote."""
+    poll_s: float = Field(default=1.0, gt=0)
+    """How often a server asks where its aliases point."""
+    timeout_s: float = Field(default=10.0, gt=0)
+    """How long one question to a tracking server may take."""
+
+
+class Export(_Group):
+    conversion_s: float = Field(default=600.0, gt=0)
+    """Time that a conversion's child process has."""
+    fine_tune_s: float = Field(default=3600.0, gt=0)
+    """Time that pruning and fine-tuning have."""
+    memory_bytes: int | None = Field(default=None, ge=2**28)
+    """Resident memory that one child process may take; by default three quarters of what this machine gives us."""
+    fine_tune_part: float = Field(default=0.3, gt=0)
+    """How many of its recipe's epochs a pruned model is trained for, as a part."""
+    calibration_rows: int = Field(default=256, ge=1)
+    """Training rows that set the ranges of INT8 activations."""
+    max_batch: int = Field(default=64, ge=1)
+    """The largest batch that is verified, for models that do not say."""
+    measure_s: float = Field(default=4.0, gt=0)
+    """How long all variants together are timed, at each of the two batch sizes."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of an engine that is measured. By default those that a server gives each of its two engines."""
+    trusted_models: tuple[str, ...] = ()
+    """Names of registered models that are opened as if with --trust."""
+
+
+class Triton(_Group):
+    environment: Path | None = None
+    """The virtual environment that holds `tritonserver`; by default `triton` in the home directory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackingAccess:
+    """How to be let in by a tracking server, from MLflow's own variables. Secrets do not show in `repr`."""
+
+    basic: tuple[str, str] | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    verify: bool | str = True
+    s3_endpoint: str | None = None
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="SEATRIAL_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        toml_file=CONFIG_FILE,
+        use_attribute_docstrings=True,
+    )
+
+    home: Path = Path(".seatrial")
+    """Where state lives: the embedded MLflow database, artifacts, bundles, runs."""
+    data: Path | None = None
+    """The folder with the data sets that recipes name; by default `data` in the home directory."""
+    registry: Registry = Registry()
+    serving: Serving = Serving()
+    export: Export = Export()
+    triton: Triton = Triton()
+
+    @field_validator("home", "data")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def bundles(self) -> Path:
+        """Bundles by digest: what exports wrote and what servers fetched."""
+        return self.home / "bundles"
+
+    @property
+    def data_folder(self) -> Path:
+        return self.data or self.home / "data"
+
+    @property
+    def triton_environment(self) -> Path:
+        return self.triton.environment or self.home / "triton"
+
+    @property
+    def tracking_uri(self) -> str:
+        return (
+            self.registry.tracking_uri
+            or os.environ.get("MLFLOW_TRACKING_URI")
+            or f"sqlite:///{self.home / 'mlflow.db'}"
+        )
+
+    @property
+    def tracking_access(self) -> TrackingAccess:
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+        insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true")
+        return TrackingAccess(
+            basic=(user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None,
+            token=os.environ.get("MLFLOW_TRACKING_TOKEN"),
+            verify=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or not insecure,
+            s3_endpoint=os.environ.get("MLFLOW_S3_ENDPOINT_URL"),
+        )
+
+    @property
+    def artifact_location(self) -> str | None:
+        """Where new experiments keep artifacts: beside an embedded database; where the server says otherwise."""
+        return None if self.registry_is_remote else (self.home / "artifacts").as_uri()
+
+    @property
+    def registry_is_remote(self) -> bool:
+        return self.tracking_uri.startswith(("http://", "https://"))
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Read the settings; `flags` are command-line flags, nested as the tree, and win. None means not given.
+
+    Raises `InvalidSettings`, naming every setting that is wrong or unknown, and the one that was likely meant.
+    """
+    try:
+        settings = Settings(**_given(flags))
+    except ValidationError as error:
+        raise InvalidSettings("\n".join(_explain(problem) for problem in error.errors())) from error
+    _refuse_unknown_variables()
+    return settings
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    nested = {name: _given(value) if isinstance(value, dict) else value for name, value in flags.items()}
+    return {name: value for name, value in nested.items() if value is not None and value != {}}
+
+
+def _explain(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"there is no setting '{name}'{did_you_mean(name, setting_names(Settings), otherwise=REFERENCE)}"
+    return f"setting '{name}' is {problem['input']!r}: {problem['msg'].lower()}"
+
+
+def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """The dotted names of all settings below `model`."""
+    names = []
+    for name, info in model.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names += setting_names(inner, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def _refuse_unknown_variables() -> None:
+    """A misspelt variable would otherwise be ignored in silence, which is how ports end up open."""
+    known = {"SEATRIAL_" + name.replace(".", "__").upper() for name in setting_names(Settings)}
+    groups = {"SEATRIAL_" + name.upper() for name in Settings.model_fields}
+    for name in sorted(os.environ):
+        if name.startswith("SEATRIAL_") and name not in known | groups:
+            meant = did_you_mean(name, sorted(known), otherwise=REFERENCE)
+            raise InvalidSettings(f"the environment sets {name}, which is no setting{meant}")

@@ -1,0 +1,78 @@
+"""What all tests share: one migrated MLflow store, made once a run and copied for each home."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seatrial.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test sees the defaults, whatever the shell that runs it has set."""
+    for name in list(os.environ):
+        if name.startswith("SEATRIAL_") or (name.startswith("MLFLOW_") and name != "MLFLOW_DISABLE_TELEMETRY"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that all workers of this run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def migrated_store(shared: Path) -> Path:
+    """An empty MLflow database at the current schema: migrating one costs seconds, copying it nothing."""
+    with once(shared, "store") as place:
+        if not place.exists():
+            place.mkdir()
+            subprocess.run(
+                [sys.executable, "-c", MIGRATE, str(place)], check=True, env=os.environ | {"SEATRIAL_HOME": str(place)}
+            )
+    return place / "mlflow.db"
+
+
+MIGRATE = """
+import sys
+from pathlib import Path
+from seatrial.registry.embedded import connect
+from seatrial.settings import Settings
+connect(Settings(home=Path(sys.argv[1])))
+"""
+
+
+class once:  # noqa: N801 - reads as a statement
+    """Hold a lock named `name` while the caller looks whether `shared/name` exists and makes it."""
+
+    def __init__(self, shared: Path, name: str) -> None:
+        import filelock
+
+        self._place, self._lock = shared / name, filelock.FileLock(shared / f"{name}.lock")
+
+    def __enter__(self) -> Path:
+        self._lock.acquire()
+        return self._place
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@pytest.fixture
+def home(tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of its own, with an empty registry; SEATRIAL_HOME points at it."""
+    place = tmp_path / "home"
+    place.mkdir()
+    shutil.copyfile(migrated_store, place / "mlflow.db")
+    monkeypatch.setenv("SEATRIAL_HOME", str(place))
+    return place
+
+
+@pytest.fixture
+def settings(home: Path) -> Settings:
+    return Settings(home=home)

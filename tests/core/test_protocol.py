@@ -1,0 +1,178 @@
+import struct
+from contextlib import suppress
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis.extra import numpy as hnp
+
+from seatrial.errors import BadRequest, MalformedRequest, NonFinite, SeatrialError, WrongInput
+from seatrial.protocol import (
+    InferRequest,
+    Tensor,
+    decode_answer,
+    decode_request,
+    encode_answer,
+    encode_request,
+)
+from seatrial.tensors import DataType
+
+SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
+NUMERIC = [d for d in DataType if d is not DataType.BYTES]
+
+
+@st.composite
+def tensors(draw: st.DrawFn, *, json: bool = False) -> Tensor:
+    datatypes = [d for d in DataType if not (json and d in (DataType.FP16, DataType.BF16))]
+    datatype = draw(st.sampled_from(datatypes))
+    shape = draw(SHAPES)
+    name = draw(st.text(min_size=1, max_size=8))
+    if datatype is DataType.BYTES:
+        elements = st.text().map(str.encode) if json else st.binary(max_size=20)
+        return Tensor(name, datatype, draw(hnp.arrays(object, shape, elements=elements)))
+    finite = {"allow_nan": False, "allow_infinity": False} if json and datatype.numpy.kind == "f" else {}
+    return Tensor(name, datatype, draw(hnp.arrays(datatype.numpy, shape, elements=finite or None)))
+
+
+def same(left: Tensor, right: Tensor) -> bool:
+    return (
+        left[:2] == right[:2]
+        and left.array.shape == right.array.shape
+        and np.array_equal(left.array, right.array, equal_nan=left.array.dtype.kind == "f")
+    )
+
+
+@given(st.lists(tensors(), max_size=3), st.text(max_size=5))
+def test_binary_requests_come_back_as_they_were(inputs: list[Tensor], request_id: str) -> None:
+    body, json_length = encode_request(InferRequest(tuple(inputs), id=request_id))
+    decoded = decode_request(body, json_length=json_length)
+    assert decoded.id == request_id
+    assert len(decoded.inputs) == len(inputs)
+    assert all(map(same, decoded.inputs, inputs))
+
+
+@given(tensors(json=True))
+def test_json_requests_come_back_as_they_were(tensor: Tensor) -> None:
+    body, json_length = encode_request(InferRequest((tensor,)), binary=False)
+    assert json_length == len(body)
+    assert same(decode_request(body).inputs[0], tensor)
+
+
+@given(st.lists(tensors(json=True), max_size=3, unique_by=lambda tensor: tensor.name), st.data())
+def test_answers_come_back_with_any_mix_of_json_and_binary(outputs: list[Tensor], data: st.DataObject) -> None:
+    binary = {tensor.name: data.draw(st.booleans()) for tensor in outputs}
+    body, json_length = encode_answer(outputs, model="m", version="1", request_id="7", binary=binary)
+    assert all(map(same, decode_answer(body, json_length=json_length), outputs))
+
+
+def one(data: Any, *, datatype: str = "FP32", shape: list[int] | None = None, **parameters: Any) -> bytes:
+    tensor: dict[str, Any] = {"name": "x", "datatype": datatype, "shape": [2] if shape is None else shape}
+    if data is not None:
+        tensor["data"] = data
+    if parameters:
+        tensor["parameters"] = parameters
+    return orjson.dumps({"inputs": [tensor]})
+
+
+@pytest.mark.parametrize("data", [[1, 2, 3, 4], [[1, 2], [3, 4]], [[1.0, 2.0], [3.0, 4.0]]])
+def test_nested_and_flat_data_mean_the_same(data: Any) -> None:
+    [tensor] = decode_request(one(data, shape=[2, 2])).inputs
+    assert tensor.array.tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "words"),
+    [
+        (b"", MalformedRequest, "not an inference request"),
+        (b"[]", MalformedRequest, "not an inference request"),
+        (b"{}", MalformedRequest, "missing required field `inputs`"),
+        (b'{"inputs": ' + b"[" * 100_000, MalformedRequest, "not an inference request"),
+        (b'{"inputs": [{"name": "x", "shape": [2], "datatype": "FP33"}]}', MalformedRequest, "FP33"),
+        (b'{"inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "data": [NaN, 1]}]}', MalformedRequest, ""),
+        (one([1.0, 1e39]), NonFinite, "too large for FP32"),
+        (one([1, 2, 3]), MalformedRequest, "has 3 elements, its shape says 2"),
+        (one([1, [2]]), WrongInput, "holds list"),
+        (one(None), MalformedRequest, "neither 'data' nor 'binary_data_size'"),
+        (one(["1", "2"]), WrongInput, "is FP32, but its data holds str"),
+        (one([True, False], datatype="INT32"), WrongInput, "is INT32, but its data holds bool"),
+        (one([1.5, 2], datatype="INT64"), WrongInput, "is INT64, but its data holds float"),
+        (one([None, 1.0]), WrongInput, "holds null"),
+        (one([256, 0], datatype="UINT8"), WrongInput, "a number that UINT8 cannot"),
+        (one([-1, 0], datatype="UINT64"), WrongInput, "a number that UINT64 cannot"),
+        (one([1, 2], datatype="FP16"), WrongInput, "FP16, which has no JSON form"),
+        (one([], shape=[-1]), WrongInput, "cannot be negative"),
+        (one([], shape=[0] * 17), WrongInput, "17 dimensions"),
+        (one([1, 2], binary_data_size=8), MalformedRequest, "both 'data' and 'binary_data_size'"),
+        (one(None, binary_data_size=True), MalformedRequest, "expected a number of bytes"),
+        (one(None, binary_data_size=-8), MalformedRequest, "expected a number of bytes"),
+        (one(None, binary_data_size=8), MalformedRequest, "was the body cut off"),
+    ],
+)
+def test_malformed_bodies_get_their_own_error(body: bytes, error: type[SeatrialError], words: str) -> None:
+    with pytest.raises(error) as caught:
+        decode_request(body)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("binary", "size", "words"),
+    [
+        (b"\0" * 8, 4, "takes 8 bytes, got 4"),
+        (b"\0" * 12, 8, "4 bytes of binary data belong to no tensor"),
+        (b"\0" * 7, 8, "was the body cut off"),
+    ],
+)
+def test_binary_data_must_add_up(binary: bytes, size: int, words: str) -> None:
+    head = one(None, binary_data_size=size)
+    with pytest.raises(MalformedRequest, match=words):
+        decode_request(head + binary, json_length=len(head))
+
+
+@pytest.mark.parametrize("data", [struct.pack("<I", 5) + b"abcd", b"\1\0", struct.pack("<I", 2**32 - 1)])
+def test_cut_off_bytes_elements_are_noticed(data: bytes) -> None:
+    head = one(None, datatype="BYTES", shape=[1], binary_data_size=len(data))
+    with pytest.raises(MalformedRequest, match="cut off"):
+        decode_request(head + data, json_length=len(head))
+
+
+@pytest.mark.parametrize("length", [-1, 10_000])
+def test_a_json_length_beyond_the_body_is_refused(length: int) -> None:
+    with pytest.raises(MalformedRequest, match="JSON part"):
+        decode_request(one([1, 2]), json_length=length)
+
+
+@given(st.binary(max_size=200), st.integers(-5, 250) | st.none())
+def test_no_bytes_get_past_as_anything_but_a_bad_request(body: bytes, json_length: int | None) -> None:
+    with suppress(BadRequest):
+        decode_request(body, json_length=json_length)
+
+
+@given(st.data())
+def test_a_damaged_request_is_read_or_refused_never_worse(data: st.DataObject) -> None:
+    tensor = data.draw(tensors())
+    body, json_length = encode_request(InferRequest((tensor,)))
+    damaged = bytearray(body)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(BadRequest):
+        decode_request(bytes(damaged), json_length=json_length)
+
+
+def test_a_non_finite_output_is_null_in_json_and_itself_in_binary() -> None:
+    outputs = [Tensor("y", DataType.FP32, np.array([np.nan, 1], np.float32))]
+    body, _ = encode_answer(outputs, model="m", version="1", request_id="", binary={"y": False})
+    assert orjson.loads(body)["outputs"][0]["data"] == [None, 1.0]
+    body, json_length = encode_answer(outputs, model="m", version="1", request_id="", binary={"y": True})
+    assert same(decode_answer(body, json_length=json_length)[0], outputs[0])
+
+
+def test_outputs_without_a_json_form_say_so() -> None:
+    half = Tensor("y", DataType.FP16, np.zeros(1, np.float16))
+    with pytest.raises(WrongInput, match="ask for it as binary data"):
+        encode_answer([half], model="m", version="1", request_id="", binary={"y": False})
+    latin = Tensor("y", DataType.BYTES, np.array([b"\xff"], dtype=object))
+    with pytest.raises(WrongInput, match="not UTF-8"):
+        encode_answer([latin], model="m", version="1", request_id="", binary={"y": False})
