@@ -1,0 +1,301 @@
+"""Train a module on a data set as a recipe says, with Lightning's loop.
+
+Knows optimisation, checkpoints and how to go on from one. Knows nothing of MLflow: `on_epoch` tells whoever wants to
+know what was measured. All randomness is drawn anew, from the seed, at the start of each epoch, so that a run that was
+interrupted after any epoch ends with the same weights as one that was not (on equal hardware and thread counts).
+"""
+
+import logging
+import math
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from seatrial.errors import InvalidRecipe
+from seatrial_models import architecture
+from seatrial_models.architecture import Inputs
+from seatrial_training import data
+from seatrial_training.augment import Augmentation, augmentations
+from seatrial_training.precision import choose_precision
+from seatrial_training.recipe import Optimizer, Recipe, Schedule
+
+MONITORED = "validation_accuracy"
+EVALUATION_BATCH = 256
+
+Batch = tuple[Inputs, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """What was measured in one epoch, counted from 1."""
+
+    number: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """`module` is in eval mode, with the weights of the epoch `best`: averaged ones, where the recipe averages."""
+
+    module: nn.Module
+    epochs: tuple[Epoch, ...]
+    best: int
+
+
+def build_module(recipe: Recipe, dataset: data.Dataset) -> nn.Module:
+    """The recipe's module with its initial weights. Raises `InvalidRecipe` where it does not fit the data set."""
+    chosen = architecture(recipe.architecture.name)
+    config = chosen.configure(recipe.architecture.config)
+    signature = chosen.signature(config)
+    [logits] = signature.outputs
+    if logits.shape[-1] != len(dataset.labels):
+        raise InvalidRecipe(
+            f"recipe '{recipe.name}' has {logits.shape[-1]} classes, the data set '{dataset.name}' has "
+            f"{len(dataset.labels)}; set architecture.config.classes={len(dataset.labels)}"
+        )
+    for spec in signature.inputs:
+        rows = dataset.train.inputs.get(spec.name)
+        if rows is None or any(size not in (-1, found) for size, found in zip(spec.shape, rows.shape, strict=True)):
+            found = {name: list(array.shape[1:]) for name, array in dataset.train.inputs.items()}
+            raise InvalidRecipe(
+                f"recipe '{recipe.name}' wants input '{spec.name}' with rows of shape {list(spec.shape[1:])}, "
+                f"the data set '{dataset.name}' has {found}; set architecture.config"
+            )
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        return chosen.build(config)
+
+
+def fit(
+    module: nn.Module,
+    recipe: Recipe,
+    dataset: data.Dataset,
+    *,
+    place: Path | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Fitted:
+    """Train `module`, which is changed.
+
+    With a `place`, a checkpoint is kept there after every epoch, and a call that finds one goes on from it. `on_epoch`
+    is told each epoch before its checkpoint is written: after an interruption it may be told one a second time.
+    """
+    if place is None:
+        with tempfile.TemporaryDirectory(prefix="seatrial-fit-") as aside:
+            return fit(module, recipe, dataset, place=Path(aside), on_epoch=on_epoch, callbacks=callbacks)
+    history = History(on_epoch)
+    checkpoint = ModelCheckpoint(
+        place / "checkpoints", filename="best", monitor=MONITORED, mode="max", save_last=True, save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )  # fmt: skip
+    with _quiet(), torch.random.fork_rng():
+        trainer = pl.Trainer(
+            max_epochs=recipe.epochs,
+            precision=choose_precision(recipe.precision),
+            accumulate_grad_batches=recipe.accumulate,
+            gradient_clip_val=recipe.gradient_clip,
+            callbacks=[*_averaging_and_stopping(recipe), history, *callbacks, checkpoint],
+            devices=1,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            default_root_dir=place,
+        )
+        last = place / "checkpoints" / "last.ckpt"
+        trainer.fit(
+            Learner(_laid_out(module, torch.channels_last), recipe),
+            _training_batches(dataset.train, recipe),
+            _batches(dataset.validation),
+            ckpt_path=last if last.exists() else None,
+            weights_only=True,
+        )
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    best = trainer.strategy.load_checkpoint(checkpoint.best_model_path, weights_only=True)
+    module.load_state_dict({name.removeprefix("module."): value for name, value in best["state_dict"].items()})
+    module = _laid_out(module.to("cpu"), torch.contiguous_format)
+    return Fitted(module=module.eval(), epochs=tuple(history.epochs), best=best["epoch"] + 1)
+
+
+def fine_tune(
+    module: nn.Module, recipe: Recipe, dataset: data.Dataset, *, epochs: int, learning_rate: float
+) -> nn.Module:
+    """Train `module`, which is changed, for a few more epochs on its recipe's data; the result is in eval mode."""
+    optimizer = recipe.optimizer.model_copy(update={"learning_rate": learning_rate})
+    changes = {"epochs": epochs, "optimizer": optimizer, "averaging": None, "early_stopping": None}
+    return fit(module, recipe.model_copy(update=changes), dataset).module
+
+
+class Learner(pl.LightningModule):
+    """What Lightning trains: the module, its loss and its optimizer. Never leaves this file."""
+
+    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
+        super().__init__()
+        self.module = module
+        self._recipe = recipe
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self._recipe.seed * 100_003 + self.current_epoch)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        inputs, labels = batch
+        loss = functional.cross_entropy(self.module(**inputs), labels, label_smoothing=self._recipe.label_smoothing)
+        if not loss.isfinite():
+            raise InvalidRecipe(
+                f"the loss became {loss.item()} in epoch {self.current_epoch + 1}; "
+                f"lower optimizer.learning_rate, which is {self._recipe.optimizer.learning_rate}"
+            )
+        self.log("training_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        inputs, labels = batch
+        logits = self.module(**inputs)
+        self.log("validation_loss", functional.cross_entropy(logits, labels), batch_size=len(labels))
+        self.log(MONITORED, (logits.argmax(dim=-1) == labels).float().mean(), batch_size=len(labels))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = _optimizer(self.module, self._recipe.optimizer)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, self._recipe.schedule))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def learning_rate_factor(step: int, steps: int, schedule: Schedule) -> float:
+    """What part of the highest learning rate `step`, counted from 0, of `steps` takes."""
+    rising = round(schedule.warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    falling = (step - rising) / max(1, steps - rising)
+    return schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * min(1.0, falling))) / 2
+
+
+class History(Callback):
+    """Keeps what each epoch measured, through checkpoints too."""
+
+    def __init__(self, on_epoch: Callable[[Epoch], None] | None) -> None:
+        self.epochs: list[Epoch] = []
+        self._on_epoch = on_epoch
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        metrics["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        self.epochs.append(Epoch(number=trainer.current_epoch + 1, metrics=metrics))
+        if self._on_epoch:
+            self._on_epoch(self.epochs[-1])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"metrics": [dict(epoch.metrics) for epoch in self.epochs]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epochs = [Epoch(number=i, metrics=metrics) for i, metrics in enumerate(state_dict["metrics"], start=1)]
+
+
+class Rows(Dataset[Batch]):
+    """A split as tensors, fetched a batch at a time."""
+
+    def __init__(self, split: data.Split, augment: Sequence[Augmentation] = ()) -> None:
+        self._inputs = {name: torch.from_numpy(array) for name, array in split.inputs.items()}
+        self._labels = torch.from_numpy(split.labels)
+        self._augment = augment
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        chosen = torch.tensor(rows)
+        inputs = {name: tensor[chosen] for name, tensor in self._inputs.items()}
+        for augment in self._augment:
+            inputs = augment(inputs)
+        return inputs, self._labels[chosen]
+
+
+class Shuffled(Sampler[int]):
+    """All rows, in an order that the seed and the epoch decide. Lightning tells the epoch."""
+
+    def __init__(self, rows: int, *, seed: int) -> None:
+        self._rows, self._seed, self._epoch = rows, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed * 100_003 + self._epoch)
+        return iter(torch.randperm(self._rows, generator=generator).tolist())
+
+
+def _training_batches(split: data.Split, recipe: Recipe) -> DataLoader[Batch]:
+    return DataLoader(
+        Rows(split, augmentations(recipe.augment)),
+        batch_size=recipe.batch_size,
+        sampler=Shuffled(len(split), seed=recipe.seed),
+        drop_last=len(split) > recipe.batch_size,
+        collate_fn=_as_it_is,
+    )
+
+
+def _batches(split: data.Split) -> DataLoader[Batch]:
+    return DataLoader(Rows(split), batch_size=EVALUATION_BATCH, collate_fn=_as_it_is)
+
+
+def _as_it_is(batch: Any) -> Any:
+    """`Rows.__getitems__` has put the batch together already."""
+    return batch
+
+
+def _laid_out(module: nn.Module, layout: torch.memory_format) -> nn.Module:
+    return module.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]  # torch's overloads leave it out
+
+
+def _averaging_and_stopping(recipe: Recipe) -> Iterator[Callback]:
+    if recipe.averaging:
+        yield EMAWeightAveraging(decay=recipe.averaging.decay)
+    if recipe.early_stopping:
+        yield LightningEarlyStopping(
+            MONITORED, mode="max", patience=recipe.early_stopping.patience, check_on_train_epoch_end=True
+        )
+
+
+def _optimizer(module: nn.Module, choice: Optimizer) -> torch.optim.Optimizer:
+    weights = list(module.parameters())
+    groups = [
+        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": choice.weight_decay},
+        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+    if choice.name == "sgd":
+        return torch.optim.SGD(groups, lr=choice.learning_rate, momentum=choice.momentum, nesterov=choice.momentum > 0)
+    return torch.optim.AdamW(groups, lr=choice.learning_rate)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's advice: the data is in memory already, and the trainer is ours to configure."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning")]  # one after the other
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"The '.*' does not have many workers")
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

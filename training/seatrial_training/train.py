@@ -1,0 +1,73 @@
+"""From a recipe to a model version: all of `seatrial train`, and what `seatrial demo` begins with."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from seatrial.machine import cores
+from seatrial.registry import ModelVersion
+from seatrial.settings import Settings
+from seatrial_models import architecture
+from seatrial_training.data import Dataset, load_dataset
+from seatrial_training.evaluation import predictor, score
+from seatrial_training.fit import EVALUATION_BATCH, build_module, fit
+from seatrial_training.recipe import Recipe
+from seatrial_training.registration import TrainedModel, register
+from seatrial_training.run import Run, open_run
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    trained: TrainedModel
+    version: ModelVersion
+
+
+def train(
+    recipe: Recipe,
+    settings: Settings,
+    *,
+    fresh: bool = False,
+    tell: Tell = lambda _: None,
+    callbacks: Sequence[Callback] = (),
+) -> Registered:
+    """Train and register. A call that was killed is finished by the next with an equal recipe, unless that is `fresh`.
+
+    Takes the cores that the cgroup allows. `tell` gets a line at each step, `callbacks` are Lightning's, for a progress
+    bar.
+    """
+    torch.set_num_threads(cores())
+    dataset = load_dataset(recipe.data, settings)
+    with open_run(recipe, dataset, settings, fresh=fresh) as run:
+        if run.resumed:
+            tell(f"going on with run {run.id}, which was interrupted")
+        trained = train_in(run, recipe, dataset, callbacks=callbacks)
+        tell(f"trained {len(trained.epochs)} epochs; logging and registering")
+        version = register(trained, run)
+        run.finish()
+    return Registered(trained=trained, version=version)
+
+
+def train_in(run: Run, recipe: Recipe, dataset: Dataset, *, callbacks: Sequence[Callback] = ()) -> TrainedModel:
+    """Train in the place of `run`, and score the result on the test split."""
+    fitted = fit(
+        build_module(recipe, dataset),
+        recipe,
+        dataset,
+        place=run.place,
+        on_epoch=lambda epoch: run.log_epochs([epoch]),
+        callbacks=callbacks,
+    )
+    chosen = architecture(recipe.architecture.name)
+    signature = chosen.signature(chosen.configure(recipe.architecture.config))
+    return TrainedModel(
+        recipe=recipe,
+        dataset=dataset,
+        module=fitted.module,
+        epochs=fitted.epochs,
+        best=fitted.best,
+        score=score(predictor(fitted.module, signature), dataset.test, batch_size=EVALUATION_BATCH),
+    )
