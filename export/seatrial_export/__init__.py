@@ -1,0 +1,1 @@
+"""From a model version to the cheapest variant that is proved good enough."""

@@ -1,0 +1,57 @@
+"""From the chosen variant to its bundle: golden requests recorded, replayed on a fresh engine, evidence beside it."""
+
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version as installed
+from pathlib import Path
+
+from seatrial.bundle import Bundle, Evidence, write_bundle
+from seatrial.bundle.evidence import Provenance
+from seatrial.machine import this_machine
+from seatrial_export.choose import Budget, Variant
+from seatrial_export.golden import record
+from seatrial_export.source import SEED, Source
+from seatrial_export.trial import Questions, Verified
+from seatrial_serving.engines import open_engine, proof
+
+TOOLS = ("onnx", "onnxruntime", "onnxscript", "torch", "torch-pruning")
+
+
+def bundle_up(verified: Verified, questions: Questions, *, aside: Path, store: Path, threads: int) -> Bundle:
+    """Write the bundle into `store`, once a copy of it `aside` has been opened and has replayed its golden requests.
+
+    Raises `GoldenMismatch` where it does not repeat itself: such a bundle gets nowhere.
+    """
+    recording = record(questions.exam, verified.proof, source=questions.answer, variant=verified.engine.predict)
+    draft = replace(
+        verified.draft, golden=recording.golden, source_bounds=recording.source, rerun_bounds=recording.rerun
+    )
+    tried = write_bundle(draft, aside)
+    with closing(open_engine(tried, threads=threads)) as engine:
+        proof.replay(engine, tried)
+    return write_bundle(draft, store)
+
+
+def add_evidence(bundle: Bundle, variant: Variant, source: Source, *, budget: Budget, run_id: str) -> None:
+    bundle.replace_evidence(
+        Evidence(
+            bundle=bundle.digest,
+            written_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            machine=this_machine(),
+            provenance=Provenance(
+                source=str(source.version),
+                export_run=run_id,
+                training_run=source.version.run_id,
+                data_digest=source.dataset.digest if source.dataset else "",
+                calibration_digest=source.calibration_digest,
+                seed=SEED,
+                tools={name: installed(name) for name in TOOLS},
+            ),
+            quality=variant.quality,
+            agreement=variant.proof.agreement,
+            timings=(variant.alone, variant.throughput),
+            size_bytes=variant.size_bytes,
+            budget=budget.as_dict(),
+        )
+    )

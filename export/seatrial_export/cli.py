@@ -1,0 +1,91 @@
+"""The commands `seatrial export` and `seatrial register`."""
+
+from pathlib import Path
+
+import click
+
+from seatrial.cli import json_option, show
+from seatrial.errors import InvalidSettings
+
+
+@click.command()
+@click.argument("model")
+@click.option("--target", "targets", multiple=True, help="What to build for; repeat for several. All by default.")
+@click.option(
+    "--budget", "limits", multiple=True, metavar="KEY=VALUE",
+    help="A limit: accuracy_drop (0.01 by default), p99_ms, size_mb, memory_mb. Repeat for several.",
+)  # fmt: skip
+@click.option(
+    "--samples", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Rows to judge by, for a model that came without labelled data: .npz or Parquet.",
+)  # fmt: skip
+@click.option("--trust", is_flag=True, help="Open a pickled model, which runs its author's code, in a child process.")
+@json_option
+def export(
+    *, model: str, targets: tuple[str, ...], limits: tuple[str, ...], samples: Path | None, trust: bool, as_json: bool
+) -> None:
+    """Build variants of a model version, prove and measure them, and make the cheapest within the budget its bundle.
+
+    MODEL is NAME/VERSION, NAME@ALIAS or models:/NAME/VERSION.
+
+    \b
+    Example:
+      seatrial export models:/digits-cnn/1
+      seatrial export my-model/3 --samples rows.npz --budget p99_ms=5 --budget size_mb=20
+    """
+    import msgspec
+
+    from seatrial.registry import ModelRef
+    from seatrial.settings import load_settings
+    from seatrial_export.candidate import TARGETS
+    from seatrial_export.choose import Budget
+    from seatrial_export.export import Request
+    from seatrial_export.export import export as run
+    from seatrial_export.summary import Progress, summary
+
+    try:
+        request = Request(
+            ref=ModelRef.parse(model),
+            targets=targets or TARGETS,
+            budget=Budget.parse(limits),
+            samples=samples,
+            trust=trust,
+        )
+    except InvalidSettings as error:
+        raise click.UsageError(str(error)) from error
+    with Progress() as progress:
+        exported = run(request, load_settings(), tell=progress.tell)
+    result = {**msgspec.to_builtins(exported.report), "page": exported.page}
+    show(result, as_json=as_json, text=lambda: summary(exported))
+
+
+@click.command()
+@click.argument("source")
+@click.option("--name", required=True, help="The registered model that gets a new version.")
+@click.option(
+    "--example", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="An .npz with a few rows of inputs, by name; a module:factory is traced with them.",
+)  # fmt: skip
+@click.option(
+    "--trust", is_flag=True, help="Run somebody's code, in a child process, to get a code-free program from it."
+)
+@json_option
+def register(*, source: str, name: str, example: Path | None, trust: bool, as_json: bool) -> None:
+    """Make a model from elsewhere a model version: FILE.onnx, FILE.pt2, an MLflow URI, or module:factory.
+
+    What is registered is code-free, whatever it came from: an ONNX file or a torch.export program.
+
+    \b
+    Example:
+      seatrial register resnet.onnx --name resnet
+      seatrial register my_package.models:build --name mine --example rows.npz --trust
+    """
+    from seatrial.settings import load_settings
+    from seatrial_export.register import register as run
+
+    version = run(source, name=name, settings=load_settings(), example=example, trust=trust)
+    show(
+        {"model": str(version), "name": version.name, "version": version.version},
+        as_json=as_json,
+        text=lambda: f"{version}\nnext     seatrial export {version}",
+    )

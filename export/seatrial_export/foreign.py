@@ -1,0 +1,218 @@
+"""Somebody else's code, run once, in a child: to unpickle their model, or to call their factory, and trace the result.
+
+The only module of ours that may unpickle. The child (`python -P -m seatrial_export.foreign job.json`) has its own
+working directory, an environment without credentials and, where the kernel allows it, no network; time and memory are
+limited. That limits accidents, not attackers. All it gives back is a `.pt2` program, which everything after treats like
+any other.
+"""
+
+import ctypes
+import importlib
+import inspect
+import os
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from seatrial.errors import ConversionFailed, InvalidSource, Untrusted
+from seatrial_export import child
+from seatrial_export.child import Limits
+from seatrial_export.samples import Inputs, count, repeat, write_arrays
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+"""`module:factory`, a function without arguments that gives a module, or a module and its example inputs."""
+
+PROGRAM, EXAMPLE = "program.pt2", "example.npz"
+CLOSE = 1e-4
+"""How far the program may lie from the module it was traced from: float rounding, no more."""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """`source` is an MLflow model's directory, a `.pt2` file, or `module:factory` to be found in the folder `path`.
+
+    `example` is an .npz with the inputs in their order, or empty where the source brings its own; `dynamic` gives for
+    each of them the axes of any size.
+    """
+
+    source: str
+    path: str = ""
+    example: str = ""
+    dynamic: tuple[tuple[int, ...], ...] = ()
+
+
+class Traced(msgspec.Struct, frozen=True, kw_only=True):
+    """The program is `PROGRAM` in the child's folder. `network` says whether the child had one."""
+
+    network: bool
+    type_name: str
+
+
+# The parent's half
+
+
+def refuse(what: str, *, command: str) -> Untrusted:
+    kind = "is Python code" if FACTORY.fullmatch(what) else "is a pickle"
+    return Untrusted(
+        f"{what} {kind}: opening it runs the code of whoever made it, with your rights. If you trust them, run: "
+        f"{command} --trust (a child process without credentials opens it: that limits accidents, not attackers)"
+    )
+
+
+def to_program(job: Job, *, folder: Path, limits: Limits, example: Inputs | None = None) -> tuple[Path, Traced]:
+    """Have a child turn `job.source` into a program. Raises `ConversionFailed` with the command to run it again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if example is not None:
+        write_arrays(folder / EXAMPLE, repeat(example, max(2, count(example))))
+        job = msgspec.structs.replace(job, example=EXAMPLE)
+    traced = child.run("seatrial_export.foreign", job, folder=folder, answer=Traced, limits=limits)
+    return folder / PROGRAM, traced
+
+
+# The child's half
+
+
+def trace(job: Job) -> Traced:
+    network = not leave_network()
+    module, example = _open(job)
+    import torch
+
+    if isinstance(module, torch.export.ExportedProgram):
+        program = module
+    elif isinstance(module, torch.nn.Module):
+        program = _export(module, example, job.dynamic)
+    else:
+        raise InvalidSource(f"{job.source} gave {type(module).__name__}, expected a torch.nn.Module")
+    torch.export.save(program, PROGRAM)
+    return Traced(network=network, type_name=type(module).__name__)
+
+
+def leave_network() -> bool:
+    """Move this process into a network of its own with nothing in it; whether the kernel let us."""
+    new_net, new_user = 0x40000000, 0x10000000
+    libc = ctypes.CDLL(None, use_errno=True)
+    uid, gid = os.getuid(), os.getgid()
+    if libc.unshare(new_net) == 0:
+        return True
+    if libc.unshare(new_net | new_user) != 0:
+        return False
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+    return True
+
+
+def _open(job: Job) -> "tuple[nn.Module | ExportedProgram, list[Any] | dict[str, Any]]":
+    import torch
+
+    source = Path(job.source)
+    example: list[Any] | dict[str, Any] = _read_example(Path(job.example)) if job.example else []
+    if source.suffix == ".pt2":
+        return torch.export.load(source), example
+    if source.is_dir():
+        return _open_mlflow(source), example
+    made = _call_factory(job.source, Path(job.path))
+    module, *rest = made if isinstance(made, tuple) else (made,)
+    if not isinstance(module, torch.nn.Module):
+        raise InvalidSource(f"{job.source} returned {type(module).__name__}, expected a torch.nn.Module")
+    if rest:
+        example = (
+            list(rest[0]) if isinstance(rest[0], tuple | list) else rest[0] if isinstance(rest[0], dict) else [rest[0]]
+        )
+    return module, example
+
+
+def _open_mlflow(folder: Path) -> "nn.Module":
+    """As MLflow loads it, with the code that was logged beside it on the path."""
+    import mlflow.pytorch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module: nn.Module = mlflow.pytorch.load_model(str(folder), weights_only=False, map_location="cpu")
+    return module
+
+
+def _call_factory(source: str, path: Path) -> Any:
+    module_name, _, factory_name = source.partition(":")
+    sys.path.insert(0, str(path))
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+    except (ImportError, AttributeError) as error:
+        raise InvalidSource(f"there is no {source} below {path}: {error}") from error
+    return factory()
+
+
+def _read_example(path: Path) -> dict[str, Any]:
+    import torch
+
+    with np.load(path) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def _export(module: "nn.Module", example: Any, dynamic: tuple[tuple[int, ...], ...]) -> "ExportedProgram":
+    import torch
+
+    if not example:
+        raise InvalidSource("there is no example to trace it with; give one with --samples (or --example) FILE.npz")
+    module = module.cpu().float().eval()
+    args, kwargs = _arguments(module, example)
+    leaves = [*args, *kwargs.values()]
+    shapes = [
+        {axis: torch.export.Dim.AUTO for axis in (dynamic[i] if i < len(dynamic) else (0,)) if axis < leaf.ndim}
+        for i, leaf in enumerate(leaves)
+    ]
+    given = tuple(shapes) if args else dict(zip(kwargs, shapes, strict=True))
+    program = torch.export.export(module, tuple(args), kwargs, dynamic_shapes=given)
+    _check_same(module, program, args, kwargs)
+    return program
+
+
+def _arguments(module: "nn.Module", example: list[Any] | dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """By position, unless the example names what `forward` takes."""
+    if isinstance(example, Mapping):
+        if set(example) <= set(inspect.signature(module.forward).parameters):
+            return [], dict(example)
+        return list(example.values()), {}
+    return example, {}
+
+
+def _check_same(module: "nn.Module", program: "ExportedProgram", args: list[Any], kwargs: dict[str, Any]) -> None:
+    """The program answers as the module does, at the example's size and at batches of one and three."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    traced = program.module()
+    for rows in (None, 1, 3):
+        few = [_rows(leaf, rows) for leaf in args]
+        few_named = {name: _rows(leaf, rows) for name, leaf in kwargs.items()}
+        with torch.inference_mode():
+            expected = pytree.tree_leaves(module(*few, **few_named))
+            try:
+                found = pytree.tree_leaves(traced(*few, **few_named))
+            except (AssertionError, RuntimeError):
+                if rows is None:
+                    raise
+                continue  # its batch is fixed, which the signature will say
+        for one, other in zip(found, expected, strict=True):
+            if not torch.allclose(one, other, atol=CLOSE, rtol=CLOSE):
+                apart = float((one - other).abs().max())
+                raise ConversionFailed(
+                    f"the traced program answers {apart:.3g} away from the module that it was traced from"
+                )
+
+
+def _rows(leaf: Any, rows: int | None) -> Any:
+    return leaf if rows is None else leaf[[i % len(leaf) for i in range(rows)]]
+
+
+if __name__ == "__main__":
+    child.work(Job, trace)

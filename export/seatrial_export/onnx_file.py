@@ -1,0 +1,91 @@
+"""ONNX files as we keep them: nothing in them that a path, a clock or a stack trace decides, and proved to load.
+
+Runs inside children; imports neither torch nor MLflow.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import AttributeProto, GraphProto, ModelProto
+
+from seatrial.errors import ConversionFailed
+from seatrial.tensors import Array
+from seatrial_serving.engines.onnxruntime import DATATYPES
+
+Axes = Mapping[str, Mapping[int, str]]
+"""For each tensor, the names of its dynamic axes by their index."""
+
+
+def clean(model: ModelProto) -> None:
+    """Take out what varies from run to run, and the shapes of inner tensors, which later steps would find stale."""
+    _clear(model)
+    parts: list[Any] = [*_graphs(model.graph), *model.functions]
+    for part in parts:
+        _clear(part)
+        del part.value_info[:]
+        for node in part.node:
+            _clear(node)
+    for graph in _graphs(model.graph):
+        for value in (*graph.initializer, *graph.input, *graph.output):
+            _clear(value)
+
+
+def _clear(part: Any) -> None:
+    part.doc_string = ""
+    del part.metadata_props[:]
+
+
+def name_axes(model: ModelProto, axes: Axes) -> None:
+    """Give the dynamic axes of inputs and outputs our names. Raises `ConversionFailed` where one became fixed."""
+    renamed: dict[str, str] = {}
+    for value in (*model.graph.input, *model.graph.output):
+        for index, name in axes.get(value.name, {}).items():
+            size = value.type.tensor_type.shape.dim[index]
+            if size.HasField("dim_value"):
+                raise ConversionFailed(
+                    f"axis '{name}' of '{value.name}' became fixed at {size.dim_value} in the ONNX graph"
+                )
+            renamed[size.dim_param] = name
+    for value in (*model.graph.input, *model.graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param in renamed:
+                size.dim_param = renamed[size.dim_param]
+
+
+def save(model: ModelProto, path: Path) -> None:
+    """Clean, write, and run once: what cannot be loaded, or crashes the runtime, fails here, in the child."""
+    clean(model)
+    onnx.save(model, path)
+    try_out(path)
+
+
+def try_out(path: Path) -> None:
+    """Run zeros through the file, every dynamic axis at its smallest."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session.run(None, {value.name: _zeros(value) for value in session.get_inputs()})
+
+
+def operators(model: ModelProto) -> tuple[str, ...]:
+    return tuple(sorted({node.op_type for graph in _graphs(model.graph) for node in graph.node}))
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph and those inside its nodes: branches and loop bodies."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
+            for inner in attribute.graphs:
+                yield from _graphs(inner)
+
+
+def _zeros(value: ort.NodeArg) -> Array:
+    shape = [size if isinstance(size, int) else 1 for size in value.shape]
+    return np.zeros(shape, DATATYPES[value.type].numpy)

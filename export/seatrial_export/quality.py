@@ -1,0 +1,101 @@
+"""How good a variant is at its task, beside the source model on the same rows; and whether that is evidence enough.
+
+With labels: the recipe's metric on held-out rows, and a paired interval of what was lost. Without: agreement with the
+source's own answers. Source of the interval: R. G. Newcombe, "Improved confidence intervals for the difference between
+binomial proportions based on paired data", Statistics in Medicine 17 (1998), method 10.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seatrial.bundle.evidence import Agreement, Quality
+from seatrial_export.samples import Predict
+from seatrial_training.data import Split
+from seatrial_training.evaluation import Score, score
+
+Z95 = 1.959963984540054
+ENOUGH_ROWS = 256
+"""Without labels: rows that it takes to believe an agreement."""
+MIN_COSINE = 0.999
+SCORING_BATCH = 64
+
+Right = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Labelled rows that nothing was fitted to, and how the source model did on them."""
+
+    split: Split
+    source: Score
+
+
+def hold_out(split: Split, predict: Predict) -> HeldOut:
+    return HeldOut(split=split, source=score(predict, split, batch_size=SCORING_BATCH))
+
+
+def by_labels(predict: Predict, held_out: HeldOut) -> Quality:
+    found = score(predict, held_out.split, batch_size=SCORING_BATCH)
+    return Quality(
+        metric=found.metric,
+        basis="labels",
+        rows=found.rows,
+        value=found.value,
+        source_value=held_out.source.value,
+        drop_upper=paired_drop(held_out.source.correct, found.correct).high,
+    )
+
+
+def by_agreement(agreement: Agreement, *, rows: int) -> Quality:
+    """`value` is how often the largest element is the source's; the drop is what is missing to 1."""
+    same = round(agreement.top1 * rows)
+    return Quality(
+        metric="top-1 agreement",
+        basis="agreement",
+        rows=rows,
+        value=agreement.top1,
+        source_value=1.0,
+        drop_upper=1 - wilson(same, rows).low,
+    )
+
+
+def paired_drop(before: Right, after: Right) -> Interval:
+    """The 95 % interval of how much smaller the part of right answers became, row paired with row."""
+    n = len(before)
+    both, lost = int(np.sum(before & after)), int(np.sum(before & ~after))
+    gained, neither = int(np.sum(~before & after)), int(np.sum(~before & ~after))
+    old, new = wilson(both + lost, n), wilson(both + gained, n)
+    p, q = (both + lost) / n, (both + gained) / n
+    correlation = _correlation(both, lost, gained, neither)
+
+    def reach(one: float, other: float) -> float:
+        return math.sqrt(max(0.0, one**2 - 2 * correlation * one * other + other**2))
+
+    return Interval(low=p - q - reach(p - old.low, new.high - q), high=p - q + reach(old.high - p, q - new.low))
+
+
+def _correlation(both: int, lost: int, gained: int, neither: int) -> float:
+    """Between the two right-or-wrong columns, with Newcombe's continuity correction."""
+    margins = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)
+    if margins == 0:
+        return 0.0
+    excess: float = both * neither - lost * gained
+    if excess > 0:
+        excess = max(0.0, excess - (both + lost + gained + neither) / 2)
+    return excess / math.sqrt(margins)
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """Wilson's 95 % score interval of a proportion."""
+    p = successes / n
+    middle, spread = p + Z95**2 / (2 * n), Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
+    return Interval(low=(middle - spread) / (1 + Z95**2 / n), high=(middle + spread) / (1 + Z95**2 / n))

@@ -1,0 +1,144 @@
+"""A model from elsewhere as a model version: an ONNX file, a `.pt2`, an MLflow URI, or a factory in somebody's module.
+
+What lands in the registry is code-free: an ONNX file or a `torch.export` program, our signature of it beside it, and an
+example. Whatever it came from is opened as `logged` and `foreign` open things.
+"""
+
+import re
+import shutil
+import tempfile
+from importlib.metadata import version as installed
+from pathlib import Path
+
+import mlflow.artifacts
+import mlflow.pyfunc
+import msgspec
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.models.utils import _save_example as save_example
+from mlflow.types import Schema
+from mlflow.types import TensorSpec as MlflowTensorSpec
+
+from seatrial.errors import InvalidSource, NotInRegistry
+from seatrial.registry import ModelRef, ModelVersion
+from seatrial.registry.embedded import EmbeddedRegistry
+from seatrial.settings import Settings
+from seatrial.tensors import Signature, TensorSpec
+from seatrial_export import foreign
+from seatrial_export.child import child_limits
+from seatrial_export.logged import Logged, Trust, is_code_free, onnx_signature, open_logged, open_torch
+from seatrial_export.program import ONNX, TORCH_PROGRAM, reference
+from seatrial_export.samples import Inputs, fitted, read_arrays
+from seatrial_export.source import noise
+from seatrial_training.retrainable import FOLDER, SIGNATURE
+
+EXPERIMENT = "seatrial/register"
+FROM_TAG = "seatrial.registered_from"
+URI = re.compile(r"[a-z][a-z0-9+.-]*:/.*")
+
+
+def register(source: str, *, name: str, settings: Settings, example: Path | None, trust: bool) -> ModelVersion:
+    """Open `source`, run it once, and register it as a new version of `name`.
+
+    Raises `Untrusted` where opening it runs somebody's code and that was not allowed, `InvalidSource` for what is no
+    model, or answers nothing.
+    """
+    ModelRef.parse(f"{name}/1")  # refuses a name that nothing could refer to
+    registry = EmbeddedRegistry(settings)
+    with tempfile.TemporaryDirectory(prefix="seatrial-register-") as place:
+        permission = Trust(
+            given=trust or source in settings.export.trusted_models,
+            folder=Path(place) / "foreign",
+            limits=child_limits(settings),
+            command=f"seatrial register {source} --name {name}",
+        )
+        rows = read_arrays(example) if example else None
+        logged = _open(source, rows, permission, place=Path(place), max_batch=settings.export.max_batch)
+        inputs = fitted(logged.example, logged.signature, whose="the example") if logged.example else None
+        reference(logged.program, logged.signature)(inputs or noise(logged.signature))
+        return _log(logged, inputs, name=name, source=source, registry=registry, folder=Path(place) / "model")
+
+
+def _open(source: str, rows: Inputs | None, trust: Trust, *, place: Path, max_batch: int) -> Logged:
+    path = Path(source)
+    if path.suffix in (ONNX, TORCH_PROGRAM) and not path.is_file():
+        raise InvalidSource(f"there is no file {path}")
+    if path.suffix == ONNX:
+        return Logged(program=path, signature=onnx_signature(path, max_batch=max_batch), example=rows)
+    if path.suffix == TORCH_PROGRAM and is_code_free(path):
+        return open_torch(path, rows, max_batch=max_batch)
+    if path.suffix == TORCH_PROGRAM or foreign.FACTORY.fullmatch(source):
+        if not trust.given:
+            raise foreign.refuse(source, command=trust.command)
+        job = foreign.Job(source=str(path.absolute()) if path.suffix else source, path=str(Path.cwd()))
+        program, _ = foreign.to_program(job, folder=trust.folder, limits=trust.limits, example=rows)
+        return open_torch(program, rows, max_batch=max_batch)
+    if URI.fullmatch(source):
+        return open_logged(_download(source, place / "files"), what=source, trust=trust, max_batch=max_batch, rows=rows)
+    raise InvalidSource(
+        f"'{source}' is no model that can be registered; give FILE.onnx, FILE.pt2, module:factory, or an MLflow URI "
+        "such as runs:/RUN/model or models:/NAME/1"
+    )
+
+
+def _download(uri: str, into: Path) -> Path:
+    into.mkdir()
+    try:
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(into)))
+    except (MlflowException, OSError) as error:
+        raise NotInRegistry(f"{uri} cannot be fetched: {error}") from error
+
+
+def _log(
+    logged: Logged, example: Inputs | None, *, name: str, source: str, registry: EmbeddedRegistry, folder: Path
+) -> ModelVersion:
+    """The version comes into being last: whatever is killed before leaves none."""
+    client = registry.client
+    model_id = client.create_logged_model(registry.experiment(EXPERIMENT), name=name, tags={FROM_TAG: source}).model_id
+    _write(logged, example, folder, model_id=model_id)
+    client.log_model_artifacts(model_id, str(folder))
+    client.finalize_logged_model(model_id, "READY")
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    created = client.create_model_version(
+        name,
+        source=f"models:/{model_id}",
+        model_id=model_id,
+        tags={FROM_TAG: source},
+        description=" ".join(logged.notes),
+    )
+    return registry.resolve(ModelRef(name=name, version=str(created.version)))
+
+
+def _write(logged: Logged, example: Inputs | None, folder: Path, *, model_id: str) -> None:
+    """A model's directory as MLflow's own flavors write it, around the very file that was given."""
+    (folder / "data").mkdir(parents=True)
+    (folder / FOLDER).mkdir()
+    model = Model(model_id=model_id, signature=_mlflow_signature(logged.signature))
+    torch_program = logged.program.suffix == TORCH_PROGRAM
+    data = "data/model.pt2" if torch_program else "data/model.onnx"
+    shutil.copyfile(logged.program, folder / data)
+    (folder / FOLDER / SIGNATURE).write_bytes(msgspec.json.encode(logged.signature))
+    if example is not None:
+        arrays = list(example.values())
+        save_example(model, arrays[0] if len(arrays) == 1 else dict(example), str(folder))
+    if torch_program:
+        model.add_flavor("pytorch", model_data="data", pytorch_version=installed("torch"), code=None)
+        mlflow.pyfunc.add_to_model(model, loader_module="mlflow.pytorch", data="data", model_config={"device": None})
+    else:
+        model.add_flavor("onnx", data=data, onnx_version=installed("onnx"), providers=["CPUExecutionProvider"])
+        mlflow.pyfunc.add_to_model(model, loader_module="mlflow.onnx", data=data)
+    model.save(str(folder / "MLmodel"))
+
+
+def _mlflow_signature(signature: Signature) -> ModelSignature:
+    """Named where there are several: MLflow's `pyfunc` takes a single tensor without a name."""
+
+    def schema(specs: tuple[TensorSpec, ...]) -> Schema:
+        named = len(specs) > 1
+        return Schema([MlflowTensorSpec(s.datatype.numpy, s.shape, s.name if named else None) for s in specs])
+
+    return ModelSignature(inputs=schema(signature.inputs), outputs=schema(signature.outputs))

@@ -1,0 +1,131 @@
+"""What an export found: one value, written as JSON for programs and drawn as one HTML file for people."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from seatrial.bundle.evidence import Agreement, Quality, Timing
+from seatrial.machine import Machine
+from seatrial_export.candidate import Candidate, Lost, Verdict
+from seatrial_export.choose import Judgement
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate; what was not measured is None. `row_ms` is its cost: latency per row at the throughput batch."""
+
+    name: str
+    target: str
+    precision: str
+    compression: tuple[str, ...]
+    verdict: Verdict
+    reason: str
+    on_front: bool = False
+    size_bytes: int | None = None
+    memory_bytes: int | None = None
+    row_ms: float | None = None
+    quality: Quality | None = None
+    agreement: Agreement | None = None
+    alone: Timing | None = None
+    throughput: Timing | None = None
+    log: str = ""
+    command: str = ""
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers, by the names that MLflow shows."""
+        if not (self.quality and self.agreement and self.alone):
+            return {}
+        found = {
+            self.quality.metric.replace(" ", "_"): self.quality.value,
+            "drop_upper": self.quality.drop_upper,
+            "top1_agreement": self.agreement.top1,
+            "max_absolute_distance": self.agreement.max_absolute,
+            "p50_ms": self.alone.p50_ms,
+            "p99_ms": self.alone.p99_ms,
+            "row_ms": self.row_ms,
+            "size_bytes": self.size_bytes,
+            "memory_bytes": self.memory_bytes,
+        }
+        return {name: float(value) for name, value in found.items() if value is not None}
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """`chosen` and `bundles` have the variant's name and its bundle's digest for each target that has a winner."""
+
+    model: str
+    verdict: str
+    basis: str
+    chosen: dict[str, str]
+    bundles: dict[str, str]
+    budget: dict[str, float]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    machine: Machine
+    seconds: dict[str, float]
+    run_id: str
+    written_at: str
+
+    def encode(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
+def rows(candidates: Sequence[Candidate], judgements: Sequence[Judgement], lost: Sequence[Lost]) -> tuple[Row, ...]:
+    """One row for each of `candidates`, in their order."""
+    found = {judgement.variant.candidate: _judged(judgement) for judgement in judgements}
+    found |= {each.candidate: _lost(each) for each in lost}
+    return tuple(found[candidate] for candidate in candidates)
+
+
+def verdict_sentence(target: str, rows: Sequence[Row]) -> str:
+    """The outcome for `target`, in one sentence."""
+    of_target = [row for row in rows if row.target == target]
+    winner = next((row for row in of_target if row.verdict is Verdict.CHOSEN), None)
+    if winner is None:
+        return f"No variant for {target} meets the budget."
+    words = f"{winner.name} was chosen: {_quality_words(winner.quality)}"
+    base = next((row for row in of_target if not row.compression and row is not winner), None)
+    if base and base.row_ms and winner.row_ms and base.size_bytes and winner.size_bytes:
+        words += (
+            f", {base.row_ms / winner.row_ms:.1f} times as fast as {base.name} and "
+            f"{winner.size_bytes / base.size_bytes:.0%} of its size"
+        )
+    return words + "."
+
+
+def _quality_words(quality: Quality | None) -> str:
+    assert quality is not None, "chosen without being measured: this is a bug"
+    if quality.basis == "agreement":
+        return f"{quality.value:.2%} agreement with the source on {quality.rows} rows"
+    return f"{quality.metric} {quality.value:.4f} (source {quality.source_value:.4f}) on {quality.rows} held-out rows"
+
+
+def _judged(judgement: Judgement) -> Row:
+    variant = judgement.variant
+    return Row(
+        name=variant.candidate.name,
+        target=variant.candidate.target,
+        precision=variant.candidate.precision,
+        compression=variant.candidate.compression,
+        verdict=judgement.verdict,
+        reason=judgement.reason,
+        on_front=judgement.on_front,
+        size_bytes=variant.size_bytes,
+        memory_bytes=variant.memory_bytes,
+        row_ms=variant.row_ms,
+        quality=variant.quality,
+        agreement=variant.proof.agreement,
+        alone=variant.alone,
+        throughput=variant.throughput,
+    )
+
+
+def _lost(lost: Lost) -> Row:
+    return Row(
+        name=lost.candidate.name,
+        target=lost.candidate.target,
+        precision=lost.candidate.precision,
+        compression=lost.candidate.compression,
+        verdict=lost.verdict,
+        reason=lost.reason,
+        log=lost.log,
+        command=lost.command,
+    )
