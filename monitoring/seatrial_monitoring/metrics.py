@@ -1,0 +1,171 @@
+"""What a server has counted, kept in plain integers and rendered when somebody asks.
+
+The hot path adds to the fields of a `ModelMetrics`; no object of `prometheus_client` is touched there. Counters belong to
+a model version and variant, not to the processes that run it: they survive a generation.
+"""
+
+import platform
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from seatrial import __version__
+from seatrial_monitoring import series
+from seatrial_monitoring.series import Outcome, Protocol, Series, Swap
+
+
+class Histogram:
+    """Counts per bucket; `edges` are the buckets' inclusive upper bounds, without infinity."""
+
+    __slots__ = ("counts", "edges", "total")
+
+    def __init__(self, edges: Sequence[float]) -> None:
+        self.edges = edges
+        self.counts = [0] * (len(edges) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.edges, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative, as Prometheus wants them."""
+        cumulative = 0
+        pairs = []
+        for edge, count in zip((*self.edges, float("inf")), self.counts, strict=True):
+            cumulative += count
+            pairs.append(("+Inf" if edge == float("inf") else f"{edge:g}", float(cumulative)))
+        return pairs
+
+
+class ModelMetrics:
+    """The counters of one model version and variant."""
+
+    def __init__(self, labels: tuple[str, str, str], edges_s: Sequence[float]) -> None:
+        self.labels = labels
+        self.requests = {protocol: dict.fromkeys(Outcome, 0) for protocol in Protocol}
+        self.request_s = Histogram(edges_s)
+        self.queue_s = Histogram(edges_s)
+        self.compute_s = Histogram(edges_s)
+        self.batch_rows = Histogram(series.BATCH_EDGES)
+        self.engine_deaths = 0
+        self.retried = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationFacts:
+    """What a generation is doing at the moment of a scrape. `alias` is empty where the version is pinned."""
+
+    model: str
+    version: str
+    variant: str
+    digest: str
+    alias: str
+    verified: bool
+    engines: int
+    queue_depth: int
+    in_flight: int
+    load_s: float
+    resident_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    ready: bool = False
+    registry_age_s: float = -1.0
+    log_dropped: int = 0
+    generations: Sequence[GenerationFacts] = ()
+
+
+@dataclass(slots=True, eq=False)
+class ServingMetrics(Collector):
+    """All counters of a server. `facts` is asked at each scrape for what is a state rather than a count."""
+
+    registry: CollectorRegistry
+    latency_budget_s: float
+    facts: Callable[[], ServerFacts] = ServerFacts
+    unknown_model: dict[Protocol, int] = field(default_factory=lambda: dict.fromkeys(Protocol, 0))
+    swaps: dict[str, dict[Swap, int]] = field(default_factory=dict)
+    _models: dict[tuple[str, str, str], ModelMetrics] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.registry.register(self)
+
+    def model(self, name: str, version: str, variant: str) -> ModelMetrics:
+        """The counters of this model version and variant, from zero the first time."""
+        labels = (name, version, variant)
+        self.swaps.setdefault(name, dict.fromkeys(Swap, 0))
+        if labels not in self._models:
+            self._models[labels] = ModelMetrics(labels, series.latency_edges_s(self.latency_budget_s))
+        return self._models[labels]
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        models = list(self._models.values())
+        yield _counter(
+            series.REQUESTS,
+            (
+                ((*model.labels, protocol, outcome), count)
+                for model in models
+                for protocol, by_outcome in model.requests.items()
+                for outcome, count in by_outcome.items()
+            ),
+        )
+        yield _histogram(series.REQUEST_DURATION, ((model.labels, model.request_s) for model in models))
+        yield _histogram(series.QUEUE_DURATION, ((model.labels, model.queue_s) for model in models))
+        yield _histogram(series.COMPUTE_DURATION, ((model.labels, model.compute_s) for model in models))
+        yield _histogram(series.BATCH_SIZE, ((model.labels, model.batch_rows) for model in models))
+        yield _counter(series.ENGINE_DEATHS, ((model.labels, model.engine_deaths) for model in models))
+        yield _counter(series.RETRIED, ((model.labels, model.retried) for model in models))
+        yield _counter(series.UNKNOWN_MODEL, (((protocol,), n) for protocol, n in self.unknown_model.items()))
+        yield _counter(
+            series.SWAPS, (((name, outcome), n) for name, by in self.swaps.items() for outcome, n in by.items())
+        )
+        yield from _states(self.facts())
+        yield _gauge(series.BUILD, [((__version__, platform.python_version()), 1)])
+
+
+def _states(facts: ServerFacts) -> Iterator[Metric]:
+    yield _gauge(series.READY, [((), facts.ready)])
+    yield _gauge(series.REGISTRY_AGE, [((), facts.registry_age_s)])
+    yield _counter(series.LOG_DROPPED, [((), facts.log_dropped)])
+    live = [((each.model, each.version, each.variant), each) for each in facts.generations]
+    yield _gauge(series.QUEUE_DEPTH, ((labels, each.queue_depth) for labels, each in live))
+    yield _gauge(series.IN_FLIGHT, ((labels, each.in_flight) for labels, each in live))
+    yield _gauge(series.ENGINES, ((labels, each.engines) for labels, each in live))
+    yield _gauge(series.LOAD_DURATION, ((labels, each.load_s) for labels, each in live))
+    yield _gauge(series.RESIDENT, ((labels, each.resident_bytes) for labels, each in live))
+    yield _gauge(
+        series.LOADED,
+        (((*labels, each.digest, each.alias, str(each.verified).lower()), 1) for labels, each in live),
+    )
+
+
+Samples = Iterable[tuple[Sequence[str], float]]
+
+
+def _counter(spec: Series, samples: Samples) -> Metric:
+    family = CounterMetricFamily(spec.name, spec.help, labels=spec.labels)
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
+
+
+def _gauge(spec: Series, samples: Samples) -> Metric:
+    family = GaugeMetricFamily(spec.name, spec.help, labels=spec.labels)
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
+
+
+def _histogram(spec: Series, samples: Iterable[tuple[Sequence[str], Histogram]]) -> Metric:
+    family = HistogramMetricFamily(spec.name, spec.help, labels=spec.labels)
+    for labels, histogram in samples:
+        family.add_metric(labels, buckets=histogram.buckets(), sum_value=histogram.total)
+    return family

@@ -1,0 +1,172 @@
+"""The names, labels, help and buckets of every time series that Seatrial exports: the one list.
+
+The server renders them, dashboards and rules refer to them, and tests hold the three together. Names follow the
+conventions of Prometheus: base units, plural unit suffix, `_total` on counters, `_info` for metadata.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+MODEL = ("model", "version", "variant")
+
+
+class Outcome(StrEnum):
+    """How a request ended, for its caller. `client_error` does not count against availability."""
+
+    OK = "ok"
+    CLIENT_ERROR = "client_error"
+    REFUSED = "refused"
+    DEADLINE = "deadline"
+    SERVER_ERROR = "server_error"
+    ABANDONED = "abandoned"
+
+
+class Protocol(StrEnum):
+    REST = "rest"
+    GRPC = "grpc"
+
+
+class Swap(StrEnum):
+    """How an attempt to put a new generation in place of an old one ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One metric family. A counter's `name` lacks the suffix `_total`, which the exposition adds."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def exposed(self) -> tuple[str, ...]:
+        """The names that a query can use."""
+        match self.kind:
+            case "counter":
+                return (f"{self.name}_total",)
+            case "gauge":
+                return (self.name,)
+            case "histogram":
+                return tuple(f"{self.name}_{part}" for part in ("bucket", "sum", "count"))
+
+
+REQUESTS = Series(
+    name="seatrial_requests",
+    kind="counter",
+    labels=(*MODEL, "protocol", "outcome"),
+    help="Inference requests that ended, by how they ended.",
+)
+REQUEST_DURATION = Series(
+    name="seatrial_request_duration_seconds",
+    kind="histogram",
+    labels=MODEL,
+    help="From the arrival of an inference request to its answer, whatever the outcome.",
+)
+QUEUE_DURATION = Series(
+    name="seatrial_queue_duration_seconds",
+    kind="histogram",
+    labels=MODEL,
+    help="From admission to the moment an engine got the request.",
+)
+COMPUTE_DURATION = Series(
+    name="seatrial_compute_duration_seconds",
+    kind="histogram",
+    labels=MODEL,
+    help="Time in the engine, once for each batch.",
+)
+BATCH_SIZE = Series(
+    name="seatrial_batch_size",
+    kind="histogram",
+    labels=MODEL,
+    help="Rows in each batch that an engine ran.",
+)
+QUEUE_DEPTH = Series(
+    name="seatrial_queue_depth", kind="gauge", labels=MODEL, help="Requests waiting for an engine at this moment."
+)
+IN_FLIGHT = Series(
+    name="seatrial_inflight_requests",
+    kind="gauge",
+    labels=MODEL,
+    help="Requests in the hands of engines at this moment.",
+)
+UNKNOWN_MODEL = Series(
+    name="seatrial_unknown_model_requests",
+    kind="counter",
+    labels=("protocol",),
+    help="Inference requests for a model or version that is not served.",
+)
+ENGINE_DEATHS = Series(
+    name="seatrial_engine_deaths",
+    kind="counter",
+    labels=MODEL,
+    help="Engine processes that ended without being told to.",
+)
+RETRIED = Series(
+    name="seatrial_retried_requests",
+    kind="counter",
+    labels=MODEL,
+    help="Requests that were given to an engine once more because the first one died or failed with company in the batch.",
+)
+ENGINES = Series(name="seatrial_engines", kind="gauge", labels=MODEL, help="Engine processes that are ready.")
+LOADED = Series(
+    name="seatrial_model_loaded_info",
+    kind="gauge",
+    labels=(*MODEL, "digest", "alias", "verified"),
+    help="1 for each generation that takes requests; alias is empty where the version is pinned.",
+)
+LOAD_DURATION = Series(
+    name="seatrial_model_load_duration_seconds",
+    kind="gauge",
+    labels=MODEL,
+    help="Time the slowest engine took to load, verify, warm up and replay golden requests.",
+)
+RESIDENT = Series(
+    name="seatrial_model_resident_bytes",
+    kind="gauge",
+    labels=MODEL,
+    help="Resident memory of the generation's engine processes.",
+)
+SWAPS = Series(
+    name="seatrial_swaps",
+    kind="counter",
+    labels=("model", "outcome"),
+    help="Attempts to replace a generation by a new one.",
+)
+REGISTRY_AGE = Series(
+    name="seatrial_registry_age_seconds",
+    kind="gauge",
+    help="Time since the registry last answered; -1 where none is followed.",
+)
+READY = Series(
+    name="seatrial_ready", kind="gauge", help="1 while the server takes requests, 0 while it starts or drains."
+)
+LOG_DROPPED = Series(
+    name="seatrial_request_log_dropped",
+    kind="counter",
+    help="Request log records that were dropped because they could not be written fast enough.",
+)
+BUILD = Series(name="seatrial_build_info", kind="gauge", labels=("seatrial", "python"), help="Versions of what runs.")
+
+ALL: tuple[Series, ...] = (
+    *(REQUESTS, REQUEST_DURATION, QUEUE_DURATION, COMPUTE_DURATION, BATCH_SIZE, QUEUE_DEPTH, IN_FLIGHT, UNKNOWN_MODEL),
+    *(ENGINE_DEATHS, RETRIED, ENGINES, LOADED, LOAD_DURATION, RESIDENT, SWAPS, REGISTRY_AGE, READY, LOG_DROPPED, BUILD),
+)
+
+LATENCY_EDGES_S = (
+    *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+)
+"""OpenTelemetry's edges for HTTP, with three more below 5 ms, where most CPU models answer."""
+
+BATCH_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def latency_edges_s(budget_s: float) -> tuple[float, ...]:
+    """The edges of latency histograms: the promised p99 is one of them, so that the SLO can count by it."""
+    return tuple(sorted({*LATENCY_EDGES_S, budget_s}))

@@ -1,0 +1,136 @@
+"""Requests that wait, and the batches they are taken out in.
+
+Knows order, capacity, deadlines and which requests may share a batch. Knows nothing of tensors, engines or networks, and
+has no clock of its own. Everything happens on one event loop, so nothing is locked.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from seatrial.errors import DeadlinePassed, Overloaded
+
+I = TypeVar("I")  # noqa: E741 - what is asked
+A = TypeVar("A")  # what is answered
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Waiting(Generic[I, A]):
+    """One admitted request. Its caller holds `answer`; a caller that leaves cancels it."""
+
+    item: I
+    rows: int
+    size_bytes: int
+    kind: Hashable
+    """Requests share a batch only with their like."""
+    arrived: float
+    deadline: float
+    answer: asyncio.Future[A]
+    deaths: int = 0
+    """Engines that died with this request in hand."""
+    alone: bool = False
+    """Take it in a batch of its own: it was in company when something went wrong."""
+    started: float = 0.0
+
+    def deliver(self, answer: A) -> None:
+        if not self.answer.done():  # its caller may have gone
+            self.answer.set_result(answer)
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+@dataclass(slots=True, kw_only=True)
+class Queue(Generic[I, A]):
+    """First come, first served; bounded in requests and in bytes."""
+
+    max_requests: int
+    max_bytes: int
+    _waiting: deque[Waiting[I, A]] = field(default_factory=deque)
+    _bytes: int = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Waiting[I, A]]:
+        return iter(self._waiting)
+
+    @property
+    def oldest(self) -> float | None:
+        """When the first in line arrived."""
+        return self._waiting[0].arrived if self._waiting else None
+
+    @property
+    def rows(self) -> int:
+        return sum(waiting.rows for waiting in self._waiting)
+
+    def put(self, waiting: Waiting[I, A]) -> None:
+        """Raises `Overloaded` where there is no room, without touching those who wait."""
+        if len(self._waiting) >= self.max_requests:
+            raise Overloaded(
+                f"{len(self._waiting)} requests wait already, the most that serving.batching.max_queue allows"
+            )
+        if self._waiting and self._bytes + waiting.size_bytes > self.max_bytes:
+            raise Overloaded(f"{self._bytes} bytes wait already; serving.batching.max_queue_bytes is {self.max_bytes}")
+        self._waiting.append(waiting)
+        self._bytes += waiting.size_bytes
+
+    def put_back(self, batch: Iterable[Waiting[I, A]]) -> None:
+        """Return requests that were taken, in their order, to the head of the line. They were admitted: no bound holds."""
+        for waiting in reversed(list(batch)):
+            self._waiting.appendleft(waiting)
+            self._bytes += waiting.size_bytes
+
+    def take(self, *, max_rows: int, now: float) -> list[Waiting[I, A]]:
+        """The next batch: the first in line and those behind that may join, at most `max_rows` rows together.
+
+        Who left or whose deadline passed is dropped on the way. Empty if nobody is left.
+        """
+        batch: list[Waiting[I, A]] = []
+        passed_over: list[Waiting[I, A]] = []
+        rows = 0
+        while self._waiting and rows < max_rows:
+            waiting = self._waiting.popleft()
+            self._bytes -= waiting.size_bytes
+            if _gone(waiting, now):
+                continue
+            if not batch:
+                batch.append(waiting)
+                rows = waiting.rows
+                if waiting.alone:
+                    break
+            elif waiting.kind == batch[0].kind and not waiting.alone and rows + waiting.rows <= max_rows:
+                batch.append(waiting)
+                rows += waiting.rows
+            else:
+                passed_over.append(waiting)
+        self.put_back(passed_over)
+        return batch
+
+    def expire(self, now: float) -> None:
+        """Drop who left, and tell those whose deadline passed."""
+        kept = [waiting for waiting in self._waiting if not _gone(waiting, now)]
+        if len(kept) < len(self._waiting):
+            self._waiting = deque(kept)
+            self._bytes = sum(waiting.size_bytes for waiting in kept)
+
+    def clear(self, error: Exception) -> None:
+        """Refuse everybody who waits."""
+        for waiting in self._waiting:
+            waiting.fail(error)
+        self._waiting.clear()
+        self._bytes = 0
+
+
+def _gone(waiting: Waiting[I, A], now: float) -> bool:
+    if waiting.answer.done():
+        return True
+    if now >= waiting.deadline:
+        waiting.fail(
+            DeadlinePassed(f"waited {now - waiting.arrived:.3f} s in the queue, longer than its deadline allows")
+        )
+        return True
+    return False

@@ -1,0 +1,296 @@
+"""Load for any v2 server, over REST or gRPC: how many requests a second, how long they take, which fail.
+
+Closed loop: as many callers as asked for, each sending its next request when the last one was answered. Open loop: requests
+are due at a steady rate, whatever the server does, and latency counts from when each was due, not from when it could be sent.
+"""
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+from urllib.parse import quote, urlsplit
+
+import grpc
+import httptools
+import httpx
+import numpy as np
+
+from seatrial.errors import InvalidSource, NotReady
+from seatrial.protocol import InferRequest, Tensor, encode_request, write_tensor
+from seatrial.tensors import Array, DataType
+from seatrial_serving.open_inference import SERVICE, messages
+
+Protocol: TypeAlias = Literal["rest", "rest-json", "grpc"]
+Call: TypeAlias = Callable[[], Awaitable[str]]
+"""Send one request and return how it ended: `ok`, or what went wrong."""
+
+OK = "ok"
+ROWS_WHERE_UNKNOWN = 1
+SIZE_WHERE_UNKNOWN = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """`rate` None is a closed loop of `callers`; else so many requests a second are due, on at most `callers` at a time."""
+
+    url: str
+    model: str
+    protocol: Protocol = "rest"
+    callers: int = 8
+    seconds: float = 10.0
+    warm_up_s: float = 1.0
+    rate: float | None = None
+    samples: Path | None = None
+    rows: int = ROWS_WHERE_UNKNOWN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """`outcomes` counts how requests ended; latencies, in milliseconds, are of those that were answered well."""
+
+    requests: int
+    seconds: float
+    outcomes: dict[str, int]
+    per_second: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    max_ms: float
+
+    @property
+    def failed(self) -> int:
+        return self.requests - self.outcomes.get(OK, 0)
+
+
+@dataclass(slots=True)
+class _Tally:
+    outcomes: Counter[str] = field(default_factory=Counter)
+    latencies_s: list[float] = field(default_factory=list)
+
+    def note(self, outcome: str, latency_s: float) -> None:
+        self.outcomes[outcome] += 1
+        if outcome == OK:
+            self.latencies_s.append(latency_s)
+
+    def result(self, seconds: float) -> Result:
+        ms = 1000 * np.array(self.latencies_s or [math.nan])
+        p50, p90, p99 = (float(np.percentile(ms, q)) for q in (50, 90, 99))
+        return Result(
+            requests=self.outcomes.total(),
+            seconds=seconds,
+            outcomes=dict(self.outcomes),
+            per_second=self.outcomes[OK] / seconds,
+            p50_ms=p50,
+            p90_ms=p90,
+            p99_ms=p99,
+            max_ms=float(ms.max()),
+        )
+
+
+async def bench(plan: Plan) -> Result:
+    """Put the load of `plan` on the server. Raises `NotReady` where it does not answer, `InvalidSource` for bad samples."""
+    metadata = await _metadata(plan)
+    request = InferRequest(_inputs(metadata, plan), parameters={"binary_data_output": plan.protocol == "rest"})
+    async with AsyncExitStack() as stack:
+        calls = [await stack.enter_async_context(_caller(plan, request)) for _ in range(plan.callers)]
+        load = _open_loop if plan.rate else _closed_loop
+        await load(calls, plan, plan.warm_up_s)
+        began = time.perf_counter()
+        tally = await load(calls, plan, plan.seconds)
+        return tally.result(time.perf_counter() - began)
+
+
+async def _closed_loop(calls: Sequence[Call], plan: Plan, seconds: float) -> _Tally:  # noqa: ARG001 - as _open_loop
+    tally = _Tally()
+    end = time.perf_counter() + seconds
+
+    async def keep_asking(call: Call) -> None:
+        while (began := time.perf_counter()) < end:
+            tally.note(await call(), time.perf_counter() - began)
+
+    await asyncio.gather(*map(keep_asking, calls))
+    return tally
+
+
+async def _open_loop(calls: Sequence[Call], plan: Plan, seconds: float) -> _Tally:
+    assert plan.rate, "an open loop without a rate: this is a bug"
+    tally = _Tally()
+    free: asyncio.Queue[Call] = asyncio.Queue()
+    for each in calls:
+        free.put_nowait(each)
+
+    async def ask(due: float) -> None:
+        call = await free.get()
+        try:
+            tally.note(await call(), time.perf_counter() - due)
+        finally:
+            free.put_nowait(call)
+
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(int(plan.rate * seconds)):
+            due = began + number / plan.rate
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            tasks.create_task(ask(due))
+    return tally
+
+
+# What to ask
+
+
+async def _metadata(plan: Plan) -> dict[str, Any]:
+    """The model's inputs, from the server itself."""
+    if plan.protocol == "grpc":
+        return await _grpc_metadata(plan)
+    async with httpx.AsyncClient() as client:
+        try:
+            answer = await client.get(f"{_http(plan.url)}/v2/models/{quote(plan.model)}")
+            answer.raise_for_status()
+        except httpx.HTTPError as error:
+            raise NotReady(f"{plan.url} does not describe the model '{plan.model}': {error}") from error
+        metadata: dict[str, Any] = answer.json()
+        return metadata
+
+
+async def _grpc_metadata(plan: Plan) -> dict[str, Any]:
+    async with grpc.aio.insecure_channel(_address(plan.url)) as channel:
+        ask = channel.unary_unary(
+            f"/{SERVICE}/ModelMetadata",
+            request_serializer=messages.ModelMetadataRequest.SerializeToString,
+            response_deserializer=messages.ModelMetadataResponse.FromString,
+        )
+        try:
+            answer = await ask(messages.ModelMetadataRequest(name=plan.model), timeout=10)
+        except grpc.RpcError as error:
+            raise NotReady(f"{plan.url} does not describe the model '{plan.model}': {error}") from error
+    return {"inputs": [{"name": i.name, "datatype": i.datatype, "shape": list(i.shape)} for i in answer.inputs]}
+
+
+def _inputs(metadata: dict[str, Any], plan: Plan) -> tuple[Tensor, ...]:
+    """Rows of `plan.samples`, or zeros of the shape that the server states, axes of unknown size small."""
+    given = _read_samples(plan.samples) if plan.samples else {}
+    tensors = []
+    for spec in metadata["inputs"]:
+        datatype = DataType(spec["datatype"])
+        name, shape = spec["name"], [int(size) for size in spec["shape"]]
+        if plan.samples and name not in given:
+            raise InvalidSource(f"{plan.samples} has no array '{name}'; it has {sorted(given)}")
+        array = given[name][: plan.rows] if plan.samples else _zeros(shape, datatype, rows=plan.rows)
+        tensors.append(Tensor(name, datatype, array))
+    return tuple(tensors)
+
+
+def _zeros(shape: Sequence[int], datatype: DataType, *, rows: int) -> Array:
+    sizes = [(rows if axis == 0 else SIZE_WHERE_UNKNOWN) if size < 0 else size for axis, size in enumerate(shape)]
+    return np.full(sizes, b"", object) if datatype is DataType.BYTES else np.zeros(sizes, datatype.numpy)
+
+
+def _read_samples(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError) as error:
+        raise InvalidSource(f"{path} is no .npz file of arrays by input name: {error}") from error
+
+
+# How to ask
+
+
+@asynccontextmanager
+async def _caller(plan: Plan, request: InferRequest) -> AsyncIterator[Call]:
+    """One connection, asking the same thing over and over."""
+    if plan.protocol == "grpc":
+        async with _grpc_caller(plan, request) as grpc_call:
+            yield grpc_call
+        return
+    address = urlsplit(_http(plan.url))
+    binary = plan.protocol == "rest"
+    body, json_length = encode_request(request, binary=binary)
+    head = (
+        f"POST /v2/models/{quote(plan.model)}/infer HTTP/1.1\r\nHost: {address.netloc}\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        + (f"Inference-Header-Content-Length: {json_length}\r\n" if binary else "Content-Type: application/json\r\n")
+    )
+    loop = asyncio.get_running_loop()
+    try:
+        transport, connection = await loop.create_connection(
+            _Connection, address.hostname or "localhost", address.port or 80
+        )
+    except OSError as error:
+        raise NotReady(f"{plan.url} cannot be reached: {error}") from error
+    sent = head.encode() + b"\r\n" + body
+
+    async def call() -> str:
+        status = await connection.ask(sent)
+        return OK if status == httpx.codes.OK else str(status)
+
+    yield call
+    transport.close()
+
+
+@asynccontextmanager
+async def _grpc_caller(plan: Plan, request: InferRequest) -> AsyncIterator[Call]:
+    message = messages.ModelInferRequest(model_name=plan.model)
+    for name, datatype, array in request.inputs:
+        message.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        message.raw_input_contents.append(write_tensor(array, datatype))
+    sent = message.SerializeToString()
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+    async with grpc.aio.insecure_channel(_address(plan.url), options=options) as channel:
+        ask = channel.unary_unary(f"/{SERVICE}/ModelInfer", request_serializer=bytes, response_deserializer=bytes)
+
+        async def call() -> str:
+            try:
+                await ask(sent, timeout=60)
+            except grpc.aio.AioRpcError as error:
+                return error.code().name
+            return OK
+
+        yield call
+
+
+class _Connection(asyncio.Protocol):
+    """A client's end of one HTTP connection, with one request in flight."""
+
+    def __init__(self) -> None:
+        self._answer: asyncio.Future[int] | None = None
+        self._parser = httptools.HttpResponseParser(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+
+    def ask(self, request: bytes) -> "asyncio.Future[int]":
+        """The status of the answer; 0 where the connection broke."""
+        self._answer = asyncio.get_running_loop().create_future()
+        if self._transport.is_closing():
+            self._answer.set_result(0)
+        else:
+            self._transport.write(request)
+        return self._answer
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_message_complete(self) -> None:
+        self._finish(self._parser.get_status_code())
+        self._parser = httptools.HttpResponseParser(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the signature is asyncio's
+        self._finish(0)
+
+    def _finish(self, status: int) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(status)
+
+
+def _http(url: str) -> str:
+    return url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}"
+
+
+def _address(url: str) -> str:
+    return urlsplit(url).netloc if "://" in url else url

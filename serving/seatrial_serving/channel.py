@@ -1,0 +1,201 @@
+"""How a gateway and an engine process talk: small typed messages over a Unix socket, tensors in shared memory.
+
+The memory is anonymous (`memfd`): it has no name in the file system, and dies with the last process that maps it. It is
+sealed against shrinking, so that no process can make the other fault by cutting it off. The messages are never pickles.
+Each slot is memory of its own: a batch is written into a free one, answered in the same one, and only then is it free.
+"""
+
+import fcntl
+import mmap
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+
+from seatrial.errors import EngineFailed
+from seatrial.protocol import read_tensor, write_tensor
+from seatrial.tensors import Array, DataType, Signature
+
+ALIGNMENT = 64
+MAX_MESSAGE = 128 * 1024
+
+
+class Start(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """To the engine, first of all, with the file descriptors of its slots. `path` is a bundle's directory or an ONNX file.
+
+    `digest` empty means that nobody vouches for the path.
+    """
+
+    path: str
+    digest: str
+    threads: int
+    warm_up: tuple[int, ...]
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """From the engine: loaded, verified, warm. `golden` requests were replayed."""
+
+    signature: Signature
+    golden: int
+    load_s: float
+
+
+class Unfit(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """From the engine, instead of `Ready`: it cannot serve. `kind` names one of our error types."""
+
+    kind: str
+    message: str
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """Where one tensor lies in a slot. The datatype is the signature's."""
+
+    offset: int
+    size: int
+    shape: tuple[int, ...]
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """To the engine: run `graph` on what lies in `slot`, one part per input in the order of the signature."""
+
+    batch: int
+    slot: int
+    graph: str
+    inputs: tuple[Part, ...]
+
+
+class Ran(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """From the engine: the outputs lie in `slot`, in the order of the signature."""
+
+    batch: int
+    slot: int
+    outputs: tuple[Part, ...]
+    compute_s: float
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """From the engine: the batch could not be run; the engine itself is well."""
+
+    batch: int
+    slot: int
+    kind: str
+    message: str
+
+
+ToEngine: TypeAlias = Start | Run
+FromEngine: TypeAlias = Ready | Unfit | Ran | Failed
+
+encode = msgspec.msgpack.Encoder().encode
+_decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+_decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
+
+
+def decode_to_engine(message: bytes) -> ToEngine:
+    decoded: ToEngine = _decode_to_engine(message)
+    return decoded
+
+
+def decode_from_engine(message: bytes) -> FromEngine:
+    """Raises `EngineFailed` for what no well engine would say."""
+    try:
+        decoded: FromEngine = _decode_from_engine(message)
+    except msgspec.MsgspecError as error:
+        raise EngineFailed(f"the engine process spoke nonsense: {error}") from error
+    return decoded
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected ends that keep message boundaries."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+class Slot:
+    """Memory that two processes share, and that either may make larger but neither smaller."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Map the memory behind `descriptor`, which this object then owns."""
+        self.descriptor = descriptor
+        self._map()
+
+    @classmethod
+    def create(cls, size: int) -> "Slot":
+        descriptor = os.memfd_create("seatrial-slot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(descriptor, _page_multiple(size))
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return cls(descriptor)
+
+    def reserve(self, size: int) -> None:
+        """Make it at least `size` bytes large; arrays that lie in it stay valid."""
+        if size > self.size:
+            if size > os.fstat(self.descriptor).st_size:
+                os.ftruncate(self.descriptor, _page_multiple(max(size, 2 * self.size)))
+            self._map()
+
+    def place(self, tensors: Sequence[tuple[DataType, Sequence[Array]]]) -> tuple[Part, ...]:
+        """Lay tensors down one behind the other; each is given as rows to put together along the first axis."""
+        sized = [_layout(datatype, pieces) for datatype, pieces in tensors]
+        offsets, end = [], 0
+        for size, _, _ in sized:
+            offsets.append(end)
+            end = _aligned(end + size)
+        self.reserve(end)
+        parts = []
+        for offset, (size, shape, pieces), (datatype, _) in zip(offsets, sized, tensors, strict=True):
+            self._lay_down(offset, datatype, pieces)
+            parts.append(Part(offset, size, shape))
+        return tuple(parts)
+
+    def read(self, part: Part, datatype: DataType, *, name: str) -> Array:
+        """The tensor that lies at `part`: a view, except for BYTES. Raises where the claim leaves the memory."""
+        if part.offset < 0 or part.size < 0:
+            raise EngineFailed(f"tensor '{name}' is said to lie at {part.offset}, {part.size} bytes long")
+        if part.offset + part.size > self.size:
+            if part.offset + part.size > os.fstat(self.descriptor).st_size:
+                raise EngineFailed(f"tensor '{name}' is said to end at {part.offset + part.size}, beyond the memory")
+            self._map()
+        data = memoryview(self._memory)[part.offset : part.offset + part.size]
+        return read_tensor(data, datatype, part.shape, name=name)
+
+    def close(self) -> None:
+        """Give the memory back once no array lies in it any more."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+            del self._bytes, self._memory
+
+    def _map(self) -> None:
+        # A map with arrays in it cannot be resized or closed: the old one goes when its last array goes.
+        self.size = os.fstat(self.descriptor).st_size
+        self._memory = mmap.mmap(self.descriptor, self.size)
+        self._bytes = np.frombuffer(self._memory, np.uint8)
+
+    def _lay_down(self, offset: int, datatype: DataType, pieces: Sequence[Any]) -> None:
+        for piece in pieces:
+            if datatype is DataType.BYTES:
+                self._memory[offset : offset + len(piece)] = piece
+                offset += len(piece)
+            else:
+                target = self._bytes[offset : offset + piece.nbytes]
+                np.copyto(target.view(piece.dtype).reshape(piece.shape), piece)
+                offset += piece.nbytes
+
+
+def _layout(datatype: DataType, pieces: Sequence[Array]) -> tuple[int, tuple[int, ...], Sequence[Any]]:
+    """Bytes, shape, and what to write, for `pieces` put together along the first axis."""
+    first = pieces[0].shape
+    shape = (sum(piece.shape[0] for piece in pieces), *first[1:]) if len(pieces) > 1 else first
+    if datatype is DataType.BYTES:
+        written = [write_tensor(piece, datatype) for piece in pieces]
+        return sum(map(len, written)), shape, written
+    return sum(piece.nbytes for piece in pieces), shape, pieces
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _page_multiple(size: int) -> int:
+    return max(1, -(-size // mmap.PAGESIZE)) * mmap.PAGESIZE

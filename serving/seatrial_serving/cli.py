@@ -1,0 +1,126 @@
+"""The commands of serving: `serve`, `bench`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from seatrial.cli import EXIT_FAILED, json_option, show
+
+if TYPE_CHECKING:
+    from seatrial_serving.bench import Protocol
+    from seatrial_serving.server import Addresses
+
+
+@click.command()
+@click.argument("what", nargs=-1, required=True)
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--http-port", type=int, help="REST; 0 takes a free port.  [default: 8000]")
+@click.option("--grpc-port", type=int, help="gRPC; 0 takes a free port.  [default: 8001]")
+@click.option("--metrics-port", type=int, help="Prometheus; 0 takes a free port.  [default: 8002]")
+@click.option("--engines", type=int, help="Engine processes for each model.  [default: 2, or 1 where memory is short]")
+@click.option("--request-log/--no-request-log", default=None, help="One JSON line a request.  [default: on]")
+@json_option
+def serve(
+    what: tuple[str, ...],
+    *,
+    host: str | None,
+    http_port: int | None,
+    grpc_port: int | None,
+    metrics_port: int | None,
+    engines: int | None,
+    request_log: bool | None,
+    as_json: bool,
+) -> None:
+    """Serve models over REST and gRPC (Open Inference Protocol v2), with metrics for Prometheus.
+
+    WHAT is NAME@ALIAS (followed: when the alias moves, the server swaps without a failed request), NAME/VERSION, a
+    bundle's directory, or FILE.onnx (shown as unverified).
+
+    \b
+    Example:
+      seatrial serve digits-cnn@champion
+      seatrial serve model.onnx --http-port 9000
+      curl localhost:8000/v2/models/digits-cnn
+    """
+    from seatrial.settings import load_settings
+    from seatrial_serving.run import run
+
+    settings = load_settings(
+        serving={
+            "host": host,
+            "http_port": http_port,
+            "grpc_port": grpc_port,
+            "metrics_port": metrics_port,
+            "engines": {"count": engines},
+            "request_log": request_log,
+        }
+    )
+
+    def ready(addresses: "Addresses") -> None:
+        if as_json:
+            click.echo(json.dumps({"event": "ready", **asdict(addresses)}))
+            return
+        click.echo(f"serving {', '.join(addresses.models)}")
+        click.echo(f"  REST     http://{addresses.http}")
+        click.echo(f"  gRPC     {addresses.grpc}")
+        click.echo(f"  metrics  http://{addresses.metrics}/metrics")
+
+    run(what, settings, ready=ready)
+
+
+@click.command()
+@click.argument("url")
+@click.option("--model", required=True, help="The model's name on the server.")
+@click.option(
+    "--protocol", type=click.Choice(["rest", "rest-json", "grpc"]), default="rest", show_default=True,
+    help="REST with binary tensors, REST with JSON, or gRPC.",
+)  # fmt: skip
+@click.option("-c", "--callers", type=click.IntRange(1), default=8, show_default=True, help="Connections.")
+@click.option("-s", "--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="How long.")
+@click.option("--rate", type=click.FloatRange(0.1), help="Open loop: so many requests a second, whatever happens.")
+@click.option("--rows", type=click.IntRange(1), default=1, show_default=True, help="Rows in each request.")
+@click.option("--samples", type=click.Path(path_type=Path, exists=True), help="An .npz with real inputs; else zeros.")
+@json_option
+def bench(
+    url: str,
+    *,
+    model: str,
+    protocol: "Protocol",
+    callers: int,
+    seconds: float,
+    rate: float | None,
+    rows: int,
+    samples: Path | None,
+    as_json: bool,
+) -> None:
+    """Put load on any Open Inference Protocol v2 server and say what it held: throughput, percentiles, errors.
+
+    \b
+    Example:
+      seatrial bench localhost:8000 --model digits-cnn -c 32
+      seatrial bench localhost:8001 --model digits-cnn --protocol grpc --rate 500
+    """
+    import uvloop
+
+    from seatrial_serving.bench import Plan
+    from seatrial_serving.bench import bench as run
+
+    plan = Plan(
+        url=url, model=model, protocol=protocol, callers=callers, seconds=seconds, rate=rate, rows=rows, samples=samples
+    )
+    result = uvloop.run(run(plan))
+
+    def text() -> str:
+        failures = {outcome: count for outcome, count in result.outcomes.items() if outcome != "ok"}
+        return (
+            f"{result.per_second:,.0f} requests/s over {result.seconds:.1f} s, {callers} callers, {protocol}\n"
+            f"p50 {result.p50_ms:.3f} ms  p90 {result.p90_ms:.3f} ms  p99 {result.p99_ms:.3f} ms  max {result.max_ms:.3f} ms\n"
+            f"{result.failed} of {result.requests} failed{': ' + str(failures) if failures else ''}"
+        )
+
+    show(asdict(result), as_json=as_json, text=text)
+    if result.failed:
+        raise SystemExit(EXIT_FAILED)

@@ -1,0 +1,187 @@
+"""What every door calls: the models that are served, by name, version and alias, and one way to ask them.
+
+A door translates; timing, ids, outcomes, metrics and the request log live here, once for all doors.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from seatrial.errors import BadRequest, DeadlinePassed, NotReady, Refused, UnknownModel
+from seatrial.protocol import InferRequest
+from seatrial.settings import Serving
+from seatrial_monitoring.metrics import ServingMetrics
+from seatrial_monitoring.request_log import RequestLog
+from seatrial_monitoring.series import Outcome, Protocol
+from seatrial_serving.generation import Generation
+from seatrial_serving.workers import Outputs, Request
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Exchange:
+    """One request on its way through: who asked what, when, and how it ended. Doors begin and end it."""
+
+    protocol: Protocol
+    model: str
+    version: str
+    arrived: float
+    request_id: str = ""
+    generation: Generation | None = None
+    outcome: Outcome = Outcome.OK
+    error: str = ""
+    waiting: Request | None = None
+
+    def leave(self) -> None:
+        """The caller has gone: nobody wants the answer."""
+        if self.waiting is not None:
+            self.waiting.answer.cancel()
+
+    @property
+    def rows(self) -> int:
+        return self.waiting.rows if self.waiting else 0
+
+    @property
+    def queue_s(self) -> float:
+        """Time between arrival and the moment an engine got it; 0 if none did."""
+        return self.waiting.started - self.waiting.arrived if self.waiting and self.waiting.started else 0.0
+
+
+@dataclass(slots=True, eq=False)
+class DataPlane:
+    settings: Serving
+    metrics: ServingMetrics
+    log: RequestLog | None = None
+    accepting: bool = True
+    """False once draining began: readiness says no, while requests are still answered."""
+    _defaults: dict[str, Generation] = field(default_factory=dict)
+    _versions: dict[tuple[str, str], Generation] = field(default_factory=dict)
+    _aliases: dict[tuple[str, str], Generation] = field(default_factory=dict)
+    _expected: set[str] = field(default_factory=set)
+
+    # Which models there are
+
+    def expect(self, name: str) -> None:
+        """Without a generation of `name`, the server as a whole is not ready."""
+        self._expected.add(name)
+
+    def install(self, generation: Generation, *, default: bool) -> None:
+        """From now on, requests go to `generation`: for its version, its alias, and the bare name if `default`."""
+        identity = generation.identity
+        self._versions[identity.name, identity.version] = generation
+        if identity.alias:
+            self._aliases[identity.name, identity.alias] = generation
+        if default or identity.name not in self._defaults:
+            self._defaults[identity.name] = generation
+
+    def remove(self, generation: Generation) -> None:
+        """Send no request to `generation` any more."""
+        tables: tuple[dict[Any, Generation], ...] = (self._defaults, self._versions, self._aliases)
+        for table in tables:
+            for key in [key for key, installed in table.items() if installed is generation]:
+                del table[key]
+
+    def find(self, name: str, version: str = "", *, alias: str = "") -> Generation:
+        """Raises `UnknownModel`, or `NotReady` for a model that is still to come."""
+        if version:
+            found = self._versions.get((name, version))
+        elif alias:
+            found = self._aliases.get((name, alias))
+        else:
+            found = self._defaults.get(name)
+        if found is not None:
+            return found
+        if name in self._expected and name not in self._defaults:
+            raise NotReady(f"model '{name}' is not loaded yet")
+        wanted = name + (f" version {version}" if version else f" alias {alias}" if alias else "")
+        raise UnknownModel(f"there is no model {wanted!r} here; there are {self.served() or 'none yet'}")
+
+    def served(self) -> list[str]:
+        return sorted(str(generation.identity) for generation in self.generations())
+
+    def generations(self) -> Iterator[Generation]:
+        """Those that take requests, each once."""
+        yield from dict.fromkeys((*self._versions.values(), *self._defaults.values()))
+
+    @property
+    def ready(self) -> bool:
+        """Whether a load balancer should send requests: not draining, and every model that was asked for is up."""
+        return (
+            self.accepting
+            and bool(self._defaults)
+            and self._expected <= self._defaults.keys()
+            and all(generation.ready for generation in self.generations())
+        )
+
+    # One request
+
+    def begin(self, protocol: Protocol, model: str, version: str = "") -> Exchange:
+        return Exchange(protocol=protocol, model=model, version=version, arrived=time.monotonic())
+
+    async def infer(self, exchange: Exchange, request: InferRequest, *, timeout_s: float | None = None) -> Outputs:
+        """The outputs, in the order of the signature. `timeout_s` can only shorten the server's own limit.
+
+        Raises the errors of `Generation.admit`, `DeadlinePassed`, or what the engine refused with.
+        """
+        generation = exchange.generation or self.locate(exchange)
+        exchange.request_id = request.id
+        limit_s = self.settings.limits.request_s
+        deadline = exchange.arrived + (limit_s if timeout_s is None else min(limit_s, timeout_s))
+        exchange.waiting = generation.admit(request, arrived=exchange.arrived, deadline=deadline)
+        return await exchange.waiting.answer
+
+    def locate(self, exchange: Exchange) -> Generation:
+        """Find the generation that the exchange asks for, and note it there. Raises as `find` does."""
+        exchange.generation = self.find(exchange.model, exchange.version)
+        return exchange.generation
+
+    def fail(self, exchange: Exchange, error: BaseException) -> None:
+        """Note how the exchange ended if it did not end well."""
+        exchange.outcome, exchange.error = _outcome(error), type(error).__name__
+
+    def end(self, exchange: Exchange) -> None:
+        """Count and log it."""
+        total_s = time.monotonic() - exchange.arrived
+        generation = exchange.generation
+        if generation is None:
+            if exchange.error == UnknownModel.__name__:
+                self.metrics.unknown_model[exchange.protocol] += 1
+        else:
+            generation.metrics.requests[exchange.protocol][exchange.outcome] += 1
+            generation.metrics.request_s.observe(total_s)
+        if self.log is not None:
+            self.log.write(_record(exchange, total_s))
+
+
+def _outcome(error: BaseException) -> Outcome:
+    match error:
+        case asyncio.CancelledError():
+            return Outcome.ABANDONED
+        case DeadlinePassed():
+            return Outcome.DEADLINE
+        case BadRequest():
+            return Outcome.CLIENT_ERROR
+        case Refused():
+            return Outcome.REFUSED
+        case _:
+            return Outcome.SERVER_ERROR
+
+
+def _record(exchange: Exchange, total_s: float) -> dict[str, Any]:
+    identity = exchange.generation.identity if exchange.generation else None
+    record: dict[str, Any] = {
+        "event": "request",
+        "protocol": exchange.protocol,
+        "id": exchange.request_id,
+        "model": exchange.model,
+        "version": identity.version if identity else exchange.version,
+        "variant": identity.variant if identity else "",
+        "outcome": exchange.outcome,
+        "rows": exchange.rows,
+        "total_ms": round(total_s * 1000, 3),
+        "queue_ms": round(exchange.queue_s * 1000, 3),
+    }
+    if exchange.error:
+        record["error"] = exchange.error
+    return record

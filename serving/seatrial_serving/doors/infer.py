@@ -1,0 +1,157 @@
+"""`POST /v2/models/NAME[/versions/VERSION]/infer`: the hot path, a plain ASGI callable without a framework in front.
+
+Everything that a request costs is spent here, in the codec, and in the data plane.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import orjson
+
+from seatrial.errors import MalformedRequest, Overloaded, SeatrialError, TooLarge, UnsupportedEncoding, WrongInput
+from seatrial.protocol import InferRequest, Tensor, decode_request, encode_answer
+from seatrial_monitoring.series import Protocol
+from seatrial_serving.data_plane import DataPlane, Exchange
+from seatrial_serving.doors.status import http_status
+
+Scope: TypeAlias = dict[str, Any]
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+JSON = (b"content-type", b"application/json")
+BINARY = (b"content-type", b"application/octet-stream")
+PREFIX, SUFFIX = "/v2/models/", "/infer"
+
+
+class ClientLeft(Exception):
+    """The connection went away, or was closed because the client took too long, before the request was whole."""
+
+
+class InferDoor:
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+        self._max_body = plane.settings.limits.body_bytes
+
+    @staticmethod
+    def target(scope: Scope) -> tuple[str, str] | None:
+        """The model and version that `scope` asks to infer with; None if it is another kind of request."""
+        path: str = scope["path"]
+        if not (path.startswith(PREFIX) and path.endswith(SUFFIX)) or scope["method"] != "POST":
+            return None
+        match path[len(PREFIX) : -len(SUFFIX)].split("/"):
+            case [name]:
+                return name, ""
+            case [name, "versions", version]:
+                return name, version
+        return None
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any, *, model: str, version: str) -> None:
+        exchange = self._plane.begin(Protocol.REST, model, version)
+        scope["seatrial.exchange"] = exchange  # so that the connection can tell it when the client leaves
+        try:
+            status, headers, body = await self._answer(exchange, scope, receive)
+        except SeatrialError as error:
+            self._plane.fail(exchange, error)
+            status, headers, body = refusal(error)
+        except (ClientLeft, asyncio.CancelledError) as gone:
+            self._plane.fail(exchange, asyncio.CancelledError())
+            if isinstance(gone, asyncio.CancelledError) and not _left(exchange):
+                raise  # the server itself is stopping this task
+            return
+        finally:
+            self._plane.end(exchange)
+        headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, exchange: Exchange, scope: Scope, receive: Any) -> tuple[int, Headers, bytes]:
+        generation = self._plane.locate(exchange)
+        json_length = _read_headers(scope["headers"], max_body=self._max_body)
+        request = decode_request(await read_body(receive, max_body=self._max_body), json_length=json_length)
+        outputs = wanted(await self._plane.infer(exchange, request), request)
+        binary = _binary(outputs, request)
+        identity = generation.identity
+        body, length = encode_answer(
+            outputs, model=identity.name, version=identity.version, request_id=request.id, binary=binary
+        )
+        if length is None:
+            return 200, [JSON], body
+        return 200, [BINARY, (b"inference-header-content-length", b"%d" % length)], body
+
+
+def _left(exchange: Exchange) -> bool:
+    return exchange.waiting is not None and exchange.waiting.answer.cancelled()
+
+
+async def read_body(receive: Any, *, max_body: int) -> bytes:
+    """The whole request body. Raises `TooLarge` as soon as it is, `ClientLeft` if it never gets whole."""
+    message = await receive()
+    if not message.get("more_body"):
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        body: bytes = message.get("body", b"")
+        return _bounded(body, len(body), max_body)
+    parts = []
+    size = 0
+    while True:
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        _bounded(b"", size, max_body)
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+
+
+def _bounded(body: bytes, size: int, max_body: int) -> bytes:
+    if size > max_body:
+        raise TooLarge(f"the body is larger than {max_body} bytes (serving.limits.body_bytes)")
+    return body
+
+
+def _read_headers(headers: Headers, *, max_body: int) -> int | None:
+    """The length of the JSON part, where it is given; everything else in the headers that can rule a request out."""
+    json_length = None
+    for name, value in headers:
+        if name == b"content-length":
+            _bounded(b"", int(value), max_body)
+        elif name == b"content-encoding" and value != b"identity":
+            raise UnsupportedEncoding(f"the body is encoded as {value.decode('latin-1')!r}; send it as it is")
+        elif name == b"inference-header-content-length":
+            try:
+                json_length = int(value)
+            except ValueError:
+                raise MalformedRequest(f"Inference-Header-Content-Length is {value!r}, expected a number") from None
+    return json_length
+
+
+def wanted(outputs: Sequence[Tensor], request: InferRequest) -> Sequence[Tensor]:
+    """The outputs that were asked for, in the order in which they were asked for; all of them if none was named."""
+    if not request.outputs:
+        return outputs
+    by_name = {tensor.name: tensor for tensor in outputs}
+    try:
+        return [by_name[output.name] for output in request.outputs]
+    except KeyError as error:
+        raise WrongInput(f"there is no output {error}; the outputs are {list(by_name)}") from None
+
+
+def _binary(outputs: Sequence[Tensor], request: InferRequest) -> dict[str, bool]:
+    by_default = request.binary_by_default
+    said = {output.name: output.binary for output in request.outputs}
+    binary = {}
+    for tensor in outputs:
+        asked = said.get(tensor.name)
+        binary[tensor.name] = by_default if asked is None else asked
+    return binary
+
+
+def refusal(error: SeatrialError) -> tuple[int, Headers, bytes]:
+    """Status, headers and body for an error of ours."""
+    headers = [JSON]
+    if isinstance(error, Overloaded):
+        headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    if isinstance(error, TooLarge):
+        headers.append((b"connection", b"close"))  # what is left of the body is not worth reading
+    return http_status(error), headers, orjson.dumps({"error": str(error)})

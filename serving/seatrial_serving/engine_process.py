@@ -1,0 +1,106 @@
+"""One engine process: `python -m seatrial_serving.engine_process DESCRIPTOR`.
+
+Receives what to load over the inherited socket, verifies it, warms it up, replays its golden requests, says that it is
+ready, and from then on answers batches, one at a time. Holds no queue, knows no client, reads no setting. Ends within a
+second when the gateway is gone, even in the middle of a batch: a thread watches the socket for the hang-up.
+"""
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from seatrial.bundle import Bundle, open_bundle
+from seatrial.errors import EngineFailed, SeatrialError
+from seatrial_serving.channel import MAX_MESSAGE, Failed, Ran, Ready, Run, Slot, Start, Unfit, decode_to_engine, encode
+from seatrial_serving.engines import Engine, open_engine
+from seatrial_serving.engines.proof import replay, warm_up
+
+MAX_SLOTS = 16
+MAX_WORDS = 4000
+
+
+def main(descriptor: int) -> None:
+    # Ctrl-C and a service manager signal the whole group; the gateway decides when we end, by hanging up.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    gateway = socket.socket(fileno=descriptor)
+    threading.Thread(target=_end_with, args=(gateway,), daemon=True).start()
+    message, descriptors, _, _ = socket.recv_fds(gateway, MAX_MESSAGE, MAX_SLOTS)
+    start = decode_to_engine(message)
+    assert isinstance(start, Start), f"the first message was {start!r}: this is a bug"
+    slots = [Slot(received) for received in descriptors]
+    try:
+        engine = _load(start, gateway)
+    except SeatrialError as error:
+        gateway.send(encode(Unfit(type(error).__name__, str(error)[:MAX_WORDS])))
+        return
+    _answer_batches(engine, slots, gateway)
+
+
+def _load(start: Start, gateway: socket.socket) -> Engine:
+    began = time.monotonic()
+    path = Path(start.path)
+    golden = 0
+    if path.is_dir():
+        bundle = open_bundle(path, expected=start.digest or None)
+        bundle.verify()
+        engine = open_engine(bundle, threads=start.threads)
+        golden = _prove(engine, bundle, start)
+    else:
+        engine = _open_bare(path, start)
+    gateway.send(encode(Ready(engine.signature, golden, time.monotonic() - began)))
+    return engine
+
+
+def _prove(engine: Engine, bundle: Bundle, start: Start) -> int:
+    warm_up(engine, batch_sizes=start.warm_up)
+    return replay(engine, bundle)
+
+
+def _open_bare(path: Path, start: Start) -> Engine:
+    """A bare ONNX file has nothing to be verified against: it is warmed up and shown as unverified."""
+    from seatrial_serving.engines.onnxruntime import OnnxRuntime, read_signature
+
+    engine = OnnxRuntime({"main": path}, signature=read_signature(path), options={}, threads=start.threads)
+    warm_up(engine, batch_sizes=start.warm_up[:1])
+    return engine
+
+
+def _answer_batches(engine: Engine, slots: list[Slot], gateway: socket.socket) -> None:
+    while message := gateway.recv(MAX_MESSAGE):
+        run = decode_to_engine(message)
+        assert isinstance(run, Run), f"expected a batch, got {run!r}: this is a bug"
+        gateway.send(encode(_answer(engine, slots[run.slot], run)))
+
+
+def _answer(engine: Engine, slot: Slot, run: Run) -> Ran | Failed:
+    inputs = {
+        spec.name: slot.read(part, spec.datatype, name=spec.name)
+        for spec, part in zip(engine.signature.inputs, run.inputs, strict=True)
+    }
+    began = time.perf_counter()
+    try:
+        outputs = engine.predict(inputs, graph=run.graph)
+    except SeatrialError as error:
+        return Failed(run.batch, run.slot, type(error).__name__, str(error)[:MAX_WORDS])
+    except MemoryError as error:
+        return Failed(run.batch, run.slot, EngineFailed.__name__, f"out of memory: {error}")
+    compute_s = time.perf_counter() - began
+    parts = slot.place([(spec.datatype, [outputs[spec.name]]) for spec in engine.signature.outputs])
+    return Ran(run.batch, run.slot, parts, compute_s)
+
+
+def _end_with(gateway: socket.socket) -> None:
+    poller = select.poll()
+    poller.register(gateway, 0)  # hang-up and error are reported without being asked for
+    poller.poll()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

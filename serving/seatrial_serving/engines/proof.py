@@ -1,0 +1,75 @@
+"""Is this engine, here and now, the one that was verified? Warm-up and the replay of golden requests."""
+
+from collections.abc import Sequence
+from contextlib import closing
+
+import numpy as np
+
+from seatrial.bundle import Bundle, Golden, describe_violation
+from seatrial.errors import GoldenMismatch
+from seatrial.machine import this_machine
+from seatrial.protocol import Tensor
+from seatrial.tensors import Array, DataType, Signature, TensorSpec
+from seatrial_serving.engines import Engine, open_engine
+
+
+def prove(bundle: Bundle) -> int:
+    """Verify every file of `bundle`, and replay its golden requests on an engine opened for that; how many there were.
+
+    Raises `BundleCorrupt`, `EngineUnavailable`, `GoldenMismatch`.
+    """
+    bundle.verify()
+    with closing(open_engine(bundle, threads=1)) as engine:
+        return replay(engine, bundle)
+
+
+def warm_up(engine: Engine, *, batch_sizes: Sequence[int]) -> None:
+    """Run zeros of each batch size, so that no caller pays for first-time allocations."""
+    for size in batch_sizes:
+        engine.predict(zeros(engine.signature, batch=size))
+
+
+def zeros(signature: Signature, *, batch: int) -> dict[str, Array]:
+    """Inputs of all zeros (of empty text): `batch` rows, every other dynamic axis at its smallest."""
+    smallest = {(name, index): axis.min for axis in signature.dynamic_axes for name, index in axis.at.items()}
+    if signature.batch:
+        smallest |= {(name, 0): batch for name in signature.batch.at}
+    return {spec.name: _zeros(spec, smallest) for spec in signature.inputs}
+
+
+def _zeros(spec: TensorSpec, smallest: dict[tuple[str, int], int]) -> Array:
+    shape = [smallest.get((spec.name, i), 1) if size < 0 else size for i, size in enumerate(spec.shape)]
+    return np.full(shape, b"", object) if spec.datatype is DataType.BYTES else np.zeros(shape, spec.datatype.numpy)
+
+
+def replay(engine: Engine, bundle: Bundle) -> int:
+    """Replay every golden request of `bundle`; the number of requests. Raises `GoldenMismatch` at the first violation.
+
+    The message names the bound, the distance, and the CPU features where the bundle was built and here.
+    """
+    tolerance = bundle.manifest.tolerance
+    golden = bundle.golden()
+    for number, each in enumerate(golden):
+        outputs = _answer(engine, each)
+        for recorded, bounds, whose in (
+            (each.rerun, tolerance.rerun, "this variant where it was built"),
+            (each.source, tolerance.source, "the source model"),
+        ):
+            if violation := describe_violation(outputs, recorded, bounds):
+                raise GoldenMismatch(
+                    f"golden request {number} of {bundle.path} is answered differently here than by {whose}: "
+                    f"{violation}. {_where(bundle)}"
+                )
+    return len(golden)
+
+
+def _answer(engine: Engine, golden: Golden) -> list[Tensor]:
+    outputs = engine.predict({tensor.name: tensor.array for tensor in golden.request.inputs})
+    return [Tensor(spec.name, spec.datatype, outputs[spec.name]) for spec in engine.signature.outputs]
+
+
+def _where(bundle: Bundle) -> str:
+    here = ", ".join(this_machine().features) or "none"
+    evidence = bundle.evidence()
+    there = ", ".join(evidence.machine.features) or "none" if evidence else "unknown"
+    return f"CPU features there: {there}; here: {here}. Export the model on a machine like this one."

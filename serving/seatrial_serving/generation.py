@@ -1,0 +1,315 @@
+"""One generation: an exact bundle, the engines that hold it, and the requests that wait for them.
+
+Takes requests out of its queue whenever an engine is free, answers each caller with its own rows, and keeps a failure to
+those it belongs to: what was in the hands of an engine that died is given to another one, and a request that was in
+company when something went wrong is tried alone before anybody is blamed.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from seatrial.errors import DeadlinePassed, EngineFailed, NotReady, SeatrialError, WrongInput
+from seatrial.machine import resident_bytes
+from seatrial.protocol import InferRequest
+from seatrial.settings import Serving
+from seatrial.tensors import Signature
+from seatrial_monitoring.metrics import GenerationFacts, ModelMetrics
+from seatrial_serving.batching import Queue, Waiting
+from seatrial_serving.workers import SLOTS, Batch, Inputs, Outputs, Request, Worker
+
+SWEEP_S = 0.05
+SHORT_COMPUTE_S = 0.002
+"""Batches shorter than this are sent ahead, so that an engine never waits for the gateway; longer ones are kept back,
+because whoever arrives meanwhile may still join."""
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.05, 10.0
+HEALTHY_AFTER_S = 30.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which model a generation serves. `alias` is what was followed to it, empty where the version is pinned."""
+
+    name: str
+    version: str
+    variant: str
+    digest: str
+    alias: str
+    platform: str
+    labels: tuple[str, ...]
+    verified: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+class State(StrEnum):
+    SERVING = "serving"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+Spawn = Callable[[], Awaitable[Worker]]
+
+
+class Generation:
+    """Created by `start`, when all its engines are ready. Lives on one event loop."""
+
+    def __init__(
+        self, identity: Identity, workers: Sequence[Worker], spawn: Spawn, metrics: ModelMetrics, settings: Serving
+    ) -> None:
+        self.identity, self.metrics, self.state = identity, metrics, State.SERVING
+        self.signature: Signature = workers[0].signature
+        self.load_s = max(worker.load_s for worker in workers)
+        self._workers = list(workers)
+        self._spawn, self._settings = spawn, settings
+        self._queue: Queue[Inputs, Outputs] = Queue(
+            max_requests=settings.batching.max_queue, max_bytes=settings.batching.max_queue_bytes
+        )
+        batch = self.signature.batch
+        self._max_rows = min(settings.batching.max_size, batch.max) if batch else 1
+        self._compute_s = 0.0
+        self._dispatching: asyncio.Handle | None = None
+        self._sweeping: asyncio.Handle | None = None
+        self._drained = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._backoff_s, self._last_death = 0.0, 0.0
+        for worker in workers:
+            worker.attach(self)
+
+    @classmethod
+    async def start(
+        cls, identity: Identity, spawn: Spawn, *, count: int, metrics: ModelMetrics, settings: Serving
+    ) -> "Generation":
+        """Start `count` engines at once. Raises what the first of them refused with, with none left behind."""
+        started = await asyncio.gather(*(spawn() for _ in range(count)), return_exceptions=True)
+        workers = [worker for worker in started if not isinstance(worker, BaseException)]
+        refused = next((refusal for refusal in started if isinstance(refusal, BaseException)), None)
+        if refused is not None:
+            await asyncio.gather(*(worker.close() for worker in workers))
+            raise refused
+        return cls(identity, workers, spawn, metrics, settings)
+
+    def admit(self, request: InferRequest, *, arrived: float, deadline: float) -> Request:
+        """Check `request` and put it in line; the answer is awaited on what is returned.
+
+        Raises `WrongInput`, `Overloaded` or `NotReady`.
+        """
+        if self.state is not State.SERVING:
+            raise NotReady(f"{self.identity} is {self.state}")
+        self.signature.check(request.inputs)
+        waiting = self._waiting(request, arrived=arrived, deadline=deadline)
+        self._queue.put(waiting)
+        self._dispatch_soon()
+        return waiting
+
+    def facts(self) -> GenerationFacts:
+        return GenerationFacts(
+            model=self.identity.name,
+            version=self.identity.version,
+            variant=self.identity.variant,
+            digest=self.identity.digest,
+            alias=self.identity.alias,
+            verified=self.identity.verified,
+            engines=len(self._workers),
+            queue_depth=len(self._queue),
+            in_flight=sum(len(batch.requests) for worker in self._workers for batch in worker.held),
+            load_s=self.load_s,
+            resident_bytes=sum(resident_bytes(worker.pid) for worker in self._workers),
+        )
+
+    @property
+    def ready(self) -> bool:
+        return self.state is State.SERVING and bool(self._workers)
+
+    @property
+    def pids(self) -> list[int]:
+        return [worker.pid for worker in self._workers]
+
+    async def drain(self) -> None:
+        """Take no new request, answer those that wait, then end the engines."""
+        self.state = State.DRAINING
+        self._note_if_drained()
+        await self._drained.wait()
+        await self.close()
+
+    async def close(self) -> None:
+        """End the engines now; whoever still waits is refused."""
+        self.state = State.CLOSED
+        self._queue.clear(NotReady(f"{self.identity} was stopped"))
+        for worker in self._workers:
+            for batch in worker.held:
+                for waiting in batch.requests:
+                    waiting.fail(NotReady(f"{self.identity} was stopped"))
+        for handle in (self._dispatching, self._sweeping):
+            if handle is not None:
+                handle.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(worker.close() for worker in self._workers))
+        self._workers.clear()
+        self._drained.set()
+
+    # What workers report
+
+    def answered(self, worker: Worker, batch: Batch, outputs: Sequence[Outputs], compute_s: float) -> None:  # noqa: ARG002
+        for waiting, answer in zip(batch.requests, outputs, strict=True):
+            waiting.deliver(answer)
+        self._compute_s += 0.1 * (compute_s - self._compute_s)
+        self.metrics.compute_s.observe(compute_s)
+        self.metrics.batch_rows.observe(batch.rows)
+        self._dispatch()
+
+    def failed(self, worker: Worker, batch: Batch, error: SeatrialError) -> None:  # noqa: ARG002
+        """The engine is well but refused the batch: one request of several must not spoil the others' answers."""
+        if len(batch.requests) == 1:
+            batch.requests[0].fail(error)
+        else:
+            self._try_again_alone(batch)
+        self._dispatch()
+
+    def died(self, worker: Worker, held: Sequence[Batch], reason: str) -> None:
+        log.error("%s: engine process %d died (%s); %d batches in hand", self.identity, worker.pid, reason, len(held))
+        self.metrics.engine_deaths += 1
+        self._workers.remove(worker)
+        for ahead in reversed(held[1:]):  # lay ready; the engine had not come to them
+            self._queue.put_back(ahead.requests)
+        for computed in held[:1]:
+            for waiting in computed.requests:
+                waiting.deaths += 1
+            self._try_again_alone(computed)
+        self._start(self._replace(worker))
+        self._dispatch()
+
+    def _try_again_alone(self, batch: Batch) -> None:
+        again = []
+        for waiting in batch.requests:
+            if waiting.deaths >= self._settings.engines.max_deaths:
+                waiting.fail(
+                    EngineFailed(f"{waiting.deaths} engines died with this request in hand; it is not tried again")
+                )
+            elif not waiting.answer.done():
+                waiting.alone = True
+                again.append(waiting)
+        self.metrics.retried += len(again)
+        self._queue.put_back(again)
+
+    async def _replace(self, dead: Worker) -> None:
+        """Start an engine in place of `dead`, at once the first time, later and later if they keep dying."""
+        await dead.close()
+        now = time.monotonic()
+        self._backoff_s = self._backoff_s * 2 or FIRST_BACKOFF_S if now - self._last_death < HEALTHY_AFTER_S else 0.0
+        self._last_death = now
+        while self.state is not State.CLOSED:
+            await asyncio.sleep(min(self._backoff_s, LONGEST_BACKOFF_S))
+            try:
+                worker = await self._spawn()
+            except SeatrialError as error:
+                log.error("%s: no replacement for the dead engine: %s", self.identity, error)
+                self._backoff_s = max(FIRST_BACKOFF_S, self._backoff_s * 2)
+                continue
+            self._workers.append(worker)
+            worker.attach(self)
+            self._dispatch()
+            return
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("%s: a task failed; this is a bug", self.identity, exc_info=error)
+
+    # From the queue to the engines
+
+    def _waiting(self, request: InferRequest, *, arrived: float, deadline: float) -> Request:
+        given = {tensor.name: tensor.array for tensor in request.inputs}
+        inputs = tuple(given[spec.name] for spec in self.signature.inputs)
+        batch = self.signature.batch
+        rows = inputs[0].shape[0] if batch else 1
+        if rows > self._max_rows:
+            raise WrongInput(
+                f"the request has {rows} rows; this server runs at most {self._max_rows} at once: split it"
+            )
+        return Waiting(
+            item=inputs,
+            rows=rows,
+            size_bytes=sum(array.nbytes for array in inputs),
+            kind=tuple(array.shape[1:] for array in inputs),
+            arrived=arrived,
+            deadline=deadline,
+            answer=self._loop.create_future(),
+            alone=batch is None,
+        )
+
+    def _dispatch_soon(self) -> None:
+        """Once for all requests that arrive in this turn of the loop, so that they may share a batch."""
+        if self._dispatching is None:
+            self._dispatching = self._loop.call_soon(self._dispatch)
+        if self._sweeping is None:
+            self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _dispatch(self) -> None:
+        if self._dispatching is not None:
+            self._dispatching.cancel()
+            self._dispatching = None
+        while self._queue and (worker := self._free_worker()) and not self._wait_for_company():
+            now = time.monotonic()
+            requests = self._queue.take(max_rows=self._max_rows, now=now)
+            if not requests:
+                break
+            if not worker.run(Batch(requests=requests, rows=sum(waiting.rows for waiting in requests), sent=now)):
+                self._queue.put_back(requests)
+                continue
+            for waiting in requests:
+                waiting.started = now
+                self.metrics.queue_s.observe(now - waiting.arrived)
+        self._note_if_drained()
+
+    def _wait_for_company(self) -> bool:
+        """Whether the batch is small and its first request young enough to be held back, as the settings may want."""
+        delay_s = self._settings.batching.max_delay_ms / 1000
+        oldest = self._queue.oldest
+        if not delay_s or oldest is None or self._queue.rows >= self._max_rows or self.state is State.DRAINING:
+            return False
+        if time.monotonic() - oldest >= delay_s:
+            return False
+        self._dispatching = self._loop.call_later(oldest + delay_s - time.monotonic(), self._dispatch)
+        return True
+
+    def _free_worker(self) -> Worker | None:
+        """The engine with the least to do, if it may take one more."""
+        ahead = SLOTS if self._compute_s < SHORT_COMPUTE_S else 1
+        least = min(self._workers, key=lambda worker: len(worker.held), default=None)
+        return least if least is not None and len(least.held) < ahead else None
+
+    def _sweep(self) -> None:
+        """Tell those whose deadline passed, and end engines that hang."""
+        now = time.monotonic()
+        self._queue.expire(now)
+        busy = bool(self._queue)
+        for worker in self._workers:
+            for batch in worker.held:
+                busy = True
+                for waiting in batch.requests:
+                    if now >= waiting.deadline:
+                        waiting.fail(DeadlinePassed(f"no answer after {now - waiting.arrived:.3f} s"))
+            if worker.held and now - worker.held[0].sent > self._settings.engines.answer_s:
+                log.error("%s: engine process %d hangs; it is killed", self.identity, worker.pid)
+                worker.kill()
+        self._sweeping = self._loop.call_later(SWEEP_S, self._sweep) if busy else None
+        self._note_if_drained()
+
+    def _note_if_drained(self) -> None:
+        if self.state is State.DRAINING and not self._queue and not any(worker.held for worker in self._workers):
+            self._drained.set()

@@ -1,0 +1,208 @@
+"""The gateway's end of one engine process: starts it, gives it batches, checks what it says, notices its death."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+from seatrial import errors
+from seatrial.errors import Broken, EngineFailed, SeatrialError
+from seatrial.protocol import Tensor
+from seatrial_serving import channel
+from seatrial_serving.workers import SLOTS, Batch, Load, Owner, slice_outputs
+
+FRUGAL = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+"""The engine's own threads are the only ones that an engine process needs: numpy must not bring more."""
+
+
+class EngineProcess:
+    """The gateway's end of one engine process. Created by `start`."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, link: socket.socket, ready: channel.Ready, slots: list[channel.Slot]
+    ) -> None:
+        self.signature, self.load_s, self.golden = ready.signature, ready.load_s, ready.golden
+        self._process, self._link, self._slots = process, link, slots
+        self._free = list(range(len(slots)))
+        self._held: dict[int, tuple[Batch, int]] = {}
+        self._next = 0
+        self._owner: Owner | None = None
+        self._loop = asyncio.get_running_loop()
+
+    @classmethod
+    async def start(cls, load: Load) -> "EngineProcess":
+        """Start the process and wait until it is ready. Raises what it refused with, or `EngineFailed` where it died."""
+        ours, theirs = channel.socket_pair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "seatrial_serving.engine_process", str(theirs.fileno())),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | FRUGAL,
+            )
+        slots = [channel.Slot.create(0) for _ in range(SLOTS)]
+        start = channel.Start(str(load.path), load.digest, load.threads, load.warm_up)
+        try:
+            socket.send_fds(ours, [channel.encode(start)], [slot.descriptor for slot in slots])
+            ours.setblocking(False)
+            ready = await cls._until_ready(process, ours, load)
+        except BaseException:
+            ours.close()
+            for slot in slots:
+                slot.close()
+            await _reap(process)
+            raise
+        return cls(process, ours, ready, slots)
+
+    @staticmethod
+    async def _until_ready(process: asyncio.subprocess.Process, link: socket.socket, load: Load) -> channel.Ready:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(load.start_s):
+                message = await loop.sock_recv(link, channel.MAX_MESSAGE)
+        except TimeoutError:
+            raise EngineFailed(f"the engine for {load.path} was not ready after {load.start_s:g} s") from None
+        except ConnectionError:
+            message = b""
+        if not message:
+            code = await process.wait()
+            raise EngineFailed(f"the engine process for {load.path} ended with {_describe(code)} while it loaded")
+        match channel.decode_from_engine(message):
+            case channel.Ready() as ready:
+                return ready
+            case channel.Unfit(kind, words):
+                raise _error(kind, words)
+            case unexpected:
+                raise EngineFailed(f"the engine process said {unexpected!r} before it was ready")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def held(self) -> Sequence[Batch]:
+        return [batch for batch, _ in self._held.values()]
+
+    def attach(self, owner: Owner) -> None:
+        """Report to `owner` from now on."""
+        self._owner = owner
+        self._loop.add_reader(self._link, self._read)
+
+    def run(self, batch: Batch) -> bool:
+        slot = self._free[-1]
+        self._next += 1
+        by_request = [request.item for request in batch.requests]
+        tensors = [
+            (spec.datatype, [inputs[index] for inputs in by_request])
+            for index, spec in enumerate(self.signature.inputs)
+        ]
+        parts = self._slots[slot].place(tensors)
+        try:
+            self._link.send(channel.encode(channel.Run(self._next, slot, batch.graph, parts)))
+        except OSError as error:
+            self._lost(f"its socket broke: {error}")
+            return False
+        self._held[self._next] = (batch, self._free.pop())
+        return True
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def close(self) -> None:
+        self._hang_up()
+        await _reap(self._process)
+
+    def _read(self) -> None:
+        try:
+            message = self._link.recv(channel.MAX_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:
+            self._lost("its process ended")
+            return
+        try:
+            self._take(channel.decode_from_engine(message))
+        except Broken as error:
+            self._lost(str(error))
+
+    def _take(self, message: channel.FromEngine) -> None:
+        assert self._owner is not None, "an engine spoke before anybody listened: this is a bug"
+        if not isinstance(message, channel.Ran | channel.Failed):
+            raise EngineFailed(f"a ready engine said {message!r}")
+        batch, slot = self._held.get(message.batch, (None, -1))
+        if batch is None or slot != message.slot:
+            raise EngineFailed(
+                f"the engine answered batch {message.batch} in slot {message.slot}, which it was not given"
+            )
+        if isinstance(message, channel.Failed):
+            self._release(message.batch)
+            self._owner.failed(self, batch, _error(message.kind, message.message))
+        else:
+            answers = slice_outputs(self._outputs(batch, message), batch.requests)
+            self._release(message.batch)
+            self._owner.answered(self, batch, answers, message.compute_s)
+
+    def _outputs(self, batch: Batch, ran: channel.Ran) -> list[Tensor]:
+        specs = self.signature.outputs
+        if len(ran.outputs) != len(specs):
+            raise EngineFailed(f"the engine gave {len(ran.outputs)} outputs, the signature has {len(specs)}")
+        outputs = []
+        for spec, part in zip(specs, ran.outputs, strict=True):
+            if self.signature.batch and (not part.shape or part.shape[0] != batch.rows):
+                raise EngineFailed(f"output '{spec.name}' has shape {part.shape} for a batch of {batch.rows} rows")
+            try:
+                outputs.append(
+                    Tensor(spec.name, spec.datatype, self._slots[ran.slot].read(part, spec.datatype, name=spec.name))
+                )
+            except errors.BadRequest as error:  # the codec judges it as it would a client's tensor
+                raise EngineFailed(f"the engine's output does not add up: {error}") from error
+        return outputs
+
+    def _release(self, batch: int) -> None:
+        _, slot = self._held.pop(batch)
+        self._free.append(slot)
+
+    def _lost(self, reason: str) -> None:
+        """The process is gone or not to be trusted any more: make sure of it, then report what it held."""
+        assert self._owner is not None, "an engine was lost before anybody listened: this is a bug"
+        held = list(self.held)
+        self._held.clear()
+        self._hang_up()
+        self.kill()
+        self._owner.died(self, held, reason)
+
+    def _hang_up(self) -> None:
+        if self._link.fileno() < 0:
+            return
+        self._loop.remove_reader(self._link)
+        self._link.close()
+        for slot in self._slots:
+            slot.close()
+
+
+async def _reap(process: asyncio.subprocess.Process) -> int:
+    """Wait for a process that was told to end; a second later it is made to."""
+    try:
+        async with asyncio.timeout(1):
+            return await process.wait()
+    except TimeoutError:
+        with suppress(ProcessLookupError):
+            process.kill()
+        return await process.wait()
+
+
+def _error(kind: str, words: str) -> SeatrialError:
+    """The error that an engine process named; what it may not name is its own fault."""
+    known = getattr(errors, kind, None)
+    if isinstance(known, type) and issubclass(known, SeatrialError) and known.__init__ is Exception.__init__:
+        return known(words)
+    return EngineFailed(f"{kind}: {words}")
+
+
+def _describe(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,148 @@
+"""The server, put together in one place: sockets, data plane, supervisor, doors; started in order, stopped in reverse."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, make_asgi_app
+
+from seatrial.settings import Settings
+from seatrial_monitoring.metrics import ServerFacts, ServingMetrics
+from seatrial_monitoring.request_log import RequestLog
+from seatrial_serving.data_plane import DataPlane
+from seatrial_serving.doors.grpc import GrpcServer
+from seatrial_serving.doors.http import Application, HttpServer, listen
+from seatrial_serving.sources import Source
+from seatrial_serving.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where a running server listens, host and port each; `models` are those it serves."""
+
+    http: str
+    grpc: str
+    metrics: str
+    models: tuple[str, ...]
+
+
+async def serve(
+    sources: Sequence[Source],
+    settings: Settings,
+    *,
+    ready: Callable[[Addresses], None],
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve `sources` until SIGTERM, SIGINT or `stop`. `ready` is called once requests are taken.
+
+    On SIGTERM readiness says no at once, requests are still taken for `serving.drain_s`, and those in flight are answered
+    before the process ends. On SIGINT the waiting is left out. Raises what kept a source from being served at the start.
+    """
+    serving = settings.serving
+    async with contextlib.AsyncExitStack() as stack:
+        http_socket = stack.enter_context(listen(serving.host, serving.http_port))
+        metrics_socket = stack.enter_context(listen(serving.host, serving.metrics_port))
+        log.info("settings: %s", serving.model_dump_json())
+
+        request_log = RequestLog(sys.stdout.fileno()) if serving.request_log else None
+        if request_log is not None:
+            stack.callback(request_log.close)
+        registry = CollectorRegistry()
+        metrics = ServingMetrics(registry, serving.latency_budget_ms / 1000)
+        plane = DataPlane(serving, metrics, request_log)
+        changed = asyncio.Event()
+        supervisor = Supervisor(settings, plane, metrics, changed.set)
+        metrics.facts = lambda: ServerFacts(
+            ready=plane.ready,
+            registry_age_s=supervisor.registry_age_s(),
+            log_dropped=request_log.dropped if request_log else 0,
+            generations=[generation.facts() for generation in plane.generations()],
+        )
+
+        grpc_server = GrpcServer(plane)
+        grpc_port = grpc_server.listen(serving.host, serving.grpc_port)
+        application = Application(plane)
+        http = HttpServer(application, serving.limits)
+        metrics_http = HttpServer(make_asgi_app(registry), serving.limits)
+        stopping = stop or asyncio.Event()
+        signals = Signals(stopping)
+        stack.callback(signals.remove)
+
+        await metrics_http.start(metrics_socket)
+        stack.push_async_callback(metrics_http.stop)
+        stack.push_async_callback(supervisor.stop)
+        await http.start(http_socket)
+        stack.push_async_callback(http.stop)
+        await _unless(stopping, supervisor.start(sources))
+        if not stopping.is_set():
+            application.open_rest()
+        await grpc_server.start()
+        stack.push_async_callback(grpc_server.stop, serving.limits.request_s)
+        announcing = asyncio.create_task(_announce(grpc_server, changed))
+        stack.callback(announcing.cancel)
+
+        ready(
+            Addresses(
+                http="{}:{}".format(*http_socket.getsockname()[:2]),
+                grpc=f"{serving.host}:{grpc_port}",
+                metrics="{}:{}".format(*metrics_socket.getsockname()[:2]),
+                models=tuple(plane.served()),
+            )
+        )
+        await stopping.wait()
+        plane.accepting = False
+        await grpc_server.announce()
+        if signals.patient:
+            log.info("draining: not ready any more, requests are taken for %g s", serving.drain_s)
+            await asyncio.sleep(serving.drain_s)
+        log.info("stopping: answering what is in flight")
+
+
+class Signals:
+    """SIGTERM and SIGINT set `stopping`; a second one ends the process at once."""
+
+    def __init__(self, stopping: asyncio.Event) -> None:
+        self._stopping = stopping
+        self.patient = False
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._heard, number)
+
+    def remove(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)
+
+    def _heard(self, number: int) -> None:
+        if self._stopping.is_set():
+            os._exit(128 + number)
+        self.patient = number == signal.SIGTERM
+        self._stopping.set()
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None]) -> None:
+    """Await `work`, but give up as soon as `stopping` is set."""
+    working = asyncio.ensure_future(work)
+    waiting = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        waiting.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+
+async def _announce(grpc_server: GrpcServer, changed: asyncio.Event) -> None:
+    while True:
+        await changed.wait()
+        changed.clear()
+        await grpc_server.announce()

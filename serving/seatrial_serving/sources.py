@@ -1,0 +1,86 @@
+"""What `seatrial serve` was asked to serve: something on this disk, or a reference into the registry."""
+
+import re
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from seatrial.bundle import MANIFEST, Bundle, open_bundle
+from seatrial.errors import InvalidSource
+from seatrial.registry import ModelRef, open_registry
+from seatrial.registry.bundles import fetch_bundle
+from seatrial.settings import Settings
+from seatrial_serving.generation import Identity
+
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnDisk:
+    """A bundle's directory, or a bare ONNX file, which nobody vouches for."""
+
+    path: Path
+
+
+Source: TypeAlias = OnDisk | ModelRef
+
+
+def parse(what: str) -> Source:
+    """Raises `InvalidSource`, with the forms that there are."""
+    path = Path(what)
+    if (path / MANIFEST).is_file() or (path.suffix == ".onnx" and path.is_file()):
+        return OnDisk(path=path.absolute())
+    if path.is_dir():
+        raise InvalidSource(f"the directory {what} is no bundle: it has no {MANIFEST}")
+    if path.suffix == ".onnx":
+        raise InvalidSource(f"there is no file {what}")
+    return ModelRef.parse(what)
+
+
+def fetch(source: Source, settings: Settings) -> Bundle:
+    """The bundle that `source` means now, on this disk; an alias is read once.
+
+    Raises `InvalidSource` for a bare ONNX file, else what the registry or the bundle raises.
+    """
+    if isinstance(source, OnDisk):
+        if source.path.is_file():
+            raise InvalidSource(
+                f"{source.path} is a bare ONNX file, and this takes a bundle: make one with "
+                "`seatrial register FILE.onnx --name NAME` and `seatrial export NAME/1`"
+            )
+        return open_bundle(source.path)
+    with closing(open_registry(settings)) as registry:
+        version = registry.resolve(source)
+        return fetch_bundle(registry, version, target=settings.registry.target, store=settings.bundles)
+
+
+def identify(path: Path, *, alias: str) -> Identity:
+    """Who is in `path`, by its manifest; a bare ONNX file is named after itself. Raises `BundleCorrupt`."""
+    if path.is_dir():
+        bundle = open_bundle(path)
+        manifest = bundle.manifest
+        return Identity(
+            name=manifest.model.name,
+            version=manifest.model.version,
+            variant=manifest.variant.name,
+            digest=bundle.digest,
+            alias=alias,
+            platform=f"{manifest.engine.name}_{manifest.variant.target.partition('-')[0]}",
+            labels=manifest.labels,
+            verified=True,
+        )
+    if not _MODEL_NAME.fullmatch(path.stem):
+        raise InvalidSource(
+            f"'{path.stem}' cannot be a model's name; rename {path.name} to letters, digits, '.', '_', '-'"
+        )
+    return Identity(
+        name=path.stem,
+        version="1",
+        variant="unverified",
+        digest="",
+        alias=alias,
+        platform="onnxruntime_onnx",
+        labels=(),
+        verified=False,
+    )

@@ -1,0 +1,213 @@
+"""Brings up what was asked for, and keeps it equal to what the registry says.
+
+For each source there is one generation that takes requests. When a source comes to mean another bundle, the new
+generation is started beside the old one, loaded, verified and warmed up; only then do requests go to it, and the old one
+ends when its last answer is given. A new one that cannot start changes nothing.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seatrial.errors import BundleCorrupt, NotInRegistry, SeatrialError
+from seatrial.machine import cores, memory_bytes
+from seatrial.registry import ModelRef
+from seatrial.registry.events import Answered, Resolved, Unresolved
+from seatrial.settings import Settings
+from seatrial_monitoring.metrics import ServingMetrics
+from seatrial_monitoring.series import Swap
+from seatrial_serving.data_plane import DataPlane
+from seatrial_serving.generation import Generation, Identity
+from seatrial_serving.remote import EngineProcess
+from seatrial_serving.sources import OnDisk, Source, identify
+from seatrial_serving.watching import watch
+from seatrial_serving.workers import Load
+
+RETRY_S = 30.0
+ENGINE_OVERHEAD_BYTES = 100 * 2**20
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a source means at present."""
+
+    path: Path
+    digest: str
+    alias: str
+
+
+class Supervisor:
+    """Owns every generation. `changed` is called whenever readiness may have changed."""
+
+    def __init__(
+        self, settings: Settings, plane: DataPlane, metrics: ServingMetrics, changed: Callable[[], None]
+    ) -> None:
+        self._settings, self._plane, self._metrics, self._changed = settings, plane, metrics, changed
+        self._current: dict[Source, tuple[Target, Generation]] = {}
+        self._wanted: dict[Source, Target] = {}
+        self._default_sources: dict[str, Source] = {}
+        self._reconciling: dict[Source, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._registry_answered: float | None = None
+        self._wish_changed = asyncio.Event()
+
+    async def start(self, sources: Sequence[Source]) -> None:
+        """Bring up all `sources`. Raises the first one's error, if there is one."""
+        refs = [source for source in sources if isinstance(source, ModelRef)]
+        for source in sources:
+            if isinstance(source, OnDisk):
+                await self._replace(source, Target(path=source.path, digest="", alias=""))
+            else:
+                self._plane.expect(source.name)
+                self._default_sources.setdefault(source.name, source)
+        if refs:
+            first = asyncio.get_running_loop().create_future()
+            self._run(self._follow(refs, first))
+            await first
+
+    async def stop(self) -> None:
+        """End everything: followers first, then the generations, each with the requests that it still holds."""
+        tasks = [*self._tasks, *self._reconciling.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        generations = [generation for _, generation in self._current.values()]
+        for generation in generations:
+            self._plane.remove(generation)
+        await asyncio.gather(*(generation.drain() for generation in generations))
+
+    def registry_age_s(self) -> float:
+        """Seconds since the registry last answered; -1 where none is followed or it never did."""
+        if self._registry_answered is None:
+            return -1.0
+        return time.monotonic() - self._registry_answered
+
+    async def _follow(self, refs: Sequence[ModelRef], first: "asyncio.Future[None]") -> None:
+        """Act on what the watcher tells. `first` is done once every ref has been brought up, or has an error."""
+        by_name = {str(ref): ref for ref in refs}
+        missing = set(refs)
+        async with contextlib.aclosing(watch(refs, self._settings)) as events:
+            async for event in events:
+                match event:
+                    case Answered():
+                        self._registry_answered = time.monotonic()
+                    case Resolved(ref=name):
+                        ref = by_name[name]
+                        target = Target(path=Path(event.path), digest=event.digest, alias=ref.alias or "")
+                        if event.remembered:
+                            log.warning("the registry does not answer; %s is served as it was known last", name)
+                        if ref in missing:
+                            missing.discard(ref)
+                            await self._bring_up_first(ref, target, first)
+                        else:
+                            self._want(ref, target)
+                    case Unresolved(ref=name, reason=reason):
+                        log.error("%s: %s", name, reason)
+                        if by_name[name] in missing and not first.done():
+                            first.set_exception(NotInRegistry(reason))
+                if not missing and not first.done():
+                    first.set_result(None)
+
+    async def _bring_up_first(self, ref: ModelRef, target: Target, first: "asyncio.Future[None]") -> None:
+        try:
+            await self._replace(ref, target)
+        except SeatrialError as error:
+            log.error("%s cannot be served: %s", ref, error)
+            if not first.done():
+                first.set_exception(error)
+
+    def _want(self, source: Source, target: Target) -> None:
+        self._wanted[source] = target
+        self._wish_changed.set()
+        if source not in self._reconciling:
+            task = asyncio.get_running_loop().create_task(self._reconcile(source))
+            self._reconciling[source] = task
+            task.add_done_callback(lambda _: self._reconciling.pop(source, None))
+
+    async def _reconcile(self, source: Source) -> None:
+        """Replace until what is served is what is wanted; a failure is tried again later, or when the wish changes."""
+        while (target := self._wanted[source]) != self._target(source):
+            self._wish_changed.clear()
+            try:
+                await self._replace(source, target)
+            except SeatrialError as error:
+                log.error("%s: the swap to %s failed and changed nothing: %s", source, target.digest, error)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wish_changed.wait(), RETRY_S)
+
+    def _target(self, source: Source) -> Target | None:
+        return self._current[source][0] if source in self._current else None
+
+    async def _replace(self, source: Source, target: Target) -> None:
+        """Start a generation of `target` and send requests to it; the old one drains in the background."""
+        identity = identify(target.path, alias=target.alias)
+        if target.digest and identity.digest != target.digest:
+            raise BundleCorrupt(f"{target.path} has digest {identity.digest}, the registry says {target.digest}")
+        metrics = self._metrics.model(identity.name, identity.version, identity.variant)
+        swaps = self._metrics.swaps[identity.name]
+        _, old = self._current.get(source, (None, None))
+        began = time.monotonic()
+        try:
+            count, threads = self._share(target.path)
+            new = await Generation.start(
+                identity,
+                lambda: EngineProcess.start(self._load(target, identity, threads)),
+                count=count,
+                metrics=metrics,
+                settings=self._settings.serving,
+            )
+        except BaseException:
+            if old is not None:
+                swaps[Swap.FAILED] += 1
+            raise
+        default = self._default_sources.setdefault(identity.name, source) == source
+        self._plane.install(new, default=default)
+        self._current[source] = (target, new)
+        took_s = time.monotonic() - began
+        log.info(
+            "%s %s is ready after %.2f s: %d engines with %d threads, %s",
+            *(identity, identity.variant, took_s, count, threads),
+            identity.digest[:19] if identity.verified else "UNVERIFIED: nothing vouches for its answers",
+        )
+        if old is not None:
+            swaps[Swap.DONE] += 1
+            self._plane.remove(old)
+            self._run(self._drain(old))
+        self._changed()
+
+    async def _drain(self, generation: Generation) -> None:
+        await generation.drain()
+        log.info("%s %s has ended", generation.identity, generation.identity.variant)
+
+    def _load(self, target: Target, identity: Identity, threads: int) -> Load:
+        return Load(
+            path=target.path,
+            digest=identity.digest,
+            threads=threads,
+            warm_up=(1, self._settings.serving.batching.max_size),
+            start_s=self._settings.serving.engines.start_s,
+        )
+
+    def _share(self, path: Path) -> tuple[int, int]:
+        """How many engine processes, and threads for each: two that share the cores, or one where memory is short."""
+        engines = self._settings.serving.engines
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        each_bytes = ENGINE_OVERHEAD_BYTES + 3 * sum(file.stat().st_size for file in files)
+        count = engines.count or (2 if 2 * each_bytes < memory_bytes() / 2 else 1)
+        return count, engines.threads or max(1, cores() // count)
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the supervisor failed", exc_info=task.exception())

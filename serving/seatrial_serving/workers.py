@@ -1,0 +1,89 @@
+"""What runs batches for a generation, in whatever process: the contract, and what goes over it.
+
+A worker takes a batch only while it has a free slot, and reports every batch exactly once to its `Owner`. It knows
+nothing of queues: what happens to a batch that failed or was lost is the generation's business.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from seatrial.errors import SeatrialError
+from seatrial.protocol import Tensor
+from seatrial.tensors import Array, Signature
+from seatrial_serving.batching import Waiting
+
+Inputs: TypeAlias = tuple[Array, ...]
+Outputs: TypeAlias = tuple[Tensor, ...]
+Request: TypeAlias = Waiting[Inputs, Outputs]
+
+SLOTS = 2
+"""Batches that a worker may hold: one that it computes and one that lies ready."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a worker is to load. `digest` empty means that nobody vouches for `path`, a bundle or a bare ONNX file."""
+
+    path: Path
+    digest: str
+    threads: int
+    warm_up: tuple[int, ...]
+    start_s: float
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Batch:
+    requests: list[Request]
+    rows: int
+    sent: float = 0.0
+    graph: str = "main"
+
+
+class Owner(Protocol):
+    """Hears what became of batches, on the event loop."""
+
+    def answered(self, worker: "Worker", batch: Batch, outputs: Sequence[Outputs], compute_s: float) -> None: ...
+
+    def failed(self, worker: "Worker", batch: Batch, error: SeatrialError) -> None: ...
+
+    def died(self, worker: "Worker", held: Sequence[Batch], reason: str) -> None: ...
+
+
+class Worker(Protocol):
+    signature: Signature
+    load_s: float
+    golden: int
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def held(self) -> Sequence[Batch]:
+        """Batches that were taken and not reported yet, oldest first."""
+
+    def attach(self, owner: Owner) -> None:
+        """Report to `owner` from now on."""
+
+    def run(self, batch: Batch) -> bool:
+        """Take a batch; only while `len(held) < SLOTS`. False, having reported its death, where it turns out to be gone."""
+
+    def kill(self) -> None:
+        """End it at once; it reports what it held as died."""
+
+    async def close(self) -> None:
+        """End it in peace; what it still holds is not reported."""
+
+
+def slice_outputs(outputs: Sequence[Tensor], requests: Sequence[Request]) -> list[Outputs]:
+    """Each request's own rows of the batch's outputs, copied."""
+    if len(requests) == 1:
+        return [tuple(Tensor(name, datatype, array.copy()) for name, datatype, array in outputs)]
+    answers = []
+    start = 0
+    for request in requests:
+        end = start + request.rows
+        answers.append(tuple(Tensor(name, datatype, array[start:end].copy()) for name, datatype, array in outputs))
+        start = end
+    return answers

@@ -1,0 +1,16 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seatrial_serving.workers import Load
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """Async tests run on the event loop that the server runs on."""
+    return "asyncio", {"use_uvloop": True}
+
+
+def load(path: Path, digest: str = "", *, start_s: float = 60.0) -> Load:
+    return Load(path=path, digest=digest, threads=1, warm_up=(1,), start_s=start_s)

@@ -1,0 +1,115 @@
+"""Small ONNX models, and bundles of them, made in milliseconds without torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import ArrayLike
+from onnx import TensorProto, helper
+
+from seatrial.bundle import Bound, Bundle, Draft, EngineSpec, Golden, ModelName, VariantName, write_bundle
+from seatrial.protocol import InferRequest, Tensor
+from seatrial.tensors import Array, DataType, DynamicAxis, Signature, TensorSpec
+
+WEIGHTS = np.array([[1, 0, 2], [0, 1, -1], [1, 1, 0], [0, 0, 1]], np.float32)
+BIAS = np.array([0.5, -0.5, 0], np.float32)
+SIGNATURE = Signature(
+    inputs=(TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, 4)),),
+    outputs=(TensorSpec(name="y", datatype=DataType.FP32, shape=(-1, 3)),),
+    dynamic_axes=(DynamicAxis(name="batch", at={"x": 0, "y": 0}, max=64),),
+)
+
+
+def save(
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    *,
+    constants: dict[str, Array] | None = None,
+) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        path.stem,
+        inputs,
+        outputs,
+        [onnx.numpy_helper.from_array(value, name) for name, value in (constants or {}).items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def linear_onnx(path: Path, *, scale: float = 1.0) -> Path:
+    """y = scale * (x W + b), x of 4 and y of 3 columns."""
+    return save(
+        path,
+        [helper.make_node("Gemm", ["x", "W", "b"], ["y"])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+        constants={"W": scale * WEIGHTS, "b": scale * BIAS},
+    )
+
+
+def linear(x: ArrayLike, *, scale: float = 1.0) -> Array:
+    """What `linear_onnx` computes, to the last bit: its numbers are small sums of small integers and halves."""
+    answer: Array = np.float32(scale) * (np.asarray(x, np.float32) @ WEIGHTS + BIAS)
+    return answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearBundle:
+    """How to make a bundle of the linear model: same name, other `version` and `scale`, other digest."""
+
+    name: str = "linear"
+    version: str = "1"
+    scale: float = 1.0
+    golden_scale: float | None = None
+    """The scale that the golden answers were made with; another one makes a bundle that answers differently here."""
+    labels: tuple[str, ...] = field(default=())
+
+    def write(self, store: Path) -> Bundle:
+        store.mkdir(parents=True, exist_ok=True)
+        x = np.array([[1, 2, 3, 4], [-1, 0, 0.5, 2]], np.float32)
+        answer = (Tensor("y", DataType.FP32, linear(x, scale=self.golden_scale or self.scale)),)
+        draft = Draft(
+            model=ModelName(name=self.name, version=self.version),
+            variant=VariantName(name="fp32", target="onnx-cpu", precision="fp32"),
+            signature=SIGNATURE,
+            engine=EngineSpec(name="onnxruntime"),
+            graphs={"main": "model.onnx"},
+            files={"model.onnx": linear_onnx(store / f".{self.name}-{self.version}.onnx", scale=self.scale)},
+            golden=(Golden(request=InferRequest((Tensor("x", DataType.FP32, x),)), source=answer, rerun=answer),),
+            source_bounds={"y": Bound(absolute=1e-5, relative=1e-5)},
+            rerun_bounds={"y": Bound(absolute=1e-6, relative=1e-6, top1=True)},
+            labels=self.labels,
+        )
+        return write_bundle(draft, store)
+
+
+def everything_onnx(path: Path) -> Path:
+    """One identity for each datatype that ONNX Runtime and the protocol share; inputs `in_…`, outputs `out_…`, 1-D."""
+    types = {
+        "bool": TensorProto.BOOL, "uint8": TensorProto.UINT8, "uint16": TensorProto.UINT16, "uint32": TensorProto.UINT32,
+        "uint64": TensorProto.UINT64, "int8": TensorProto.INT8, "int16": TensorProto.INT16, "int32": TensorProto.INT32,
+        "int64": TensorProto.INT64, "fp16": TensorProto.FLOAT16, "fp32": TensorProto.FLOAT, "fp64": TensorProto.DOUBLE,
+        "bytes": TensorProto.STRING,
+    }  # fmt: skip
+    return save(
+        path,
+        [helper.make_node("Identity", [f"in_{name}"], [f"out_{name}"]) for name in types],
+        [helper.make_tensor_value_info(f"in_{name}", kind, ["batch", 2]) for name, kind in types.items()],
+        [helper.make_tensor_value_info(f"out_{name}", kind, ["batch", 2]) for name, kind in types.items()],
+    )
+
+
+def gather_onnx(path: Path) -> Path:
+    """y = table[ids]: an id of 4 or more makes ONNX Runtime refuse the whole batch."""
+    return save(
+        path,
+        [helper.make_node("Gather", ["table", "ids"], ["y"])],
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "tokens"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "tokens", 3])],
+        constants={"table": WEIGHTS},
+    )

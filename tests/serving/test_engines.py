@@ -1,0 +1,136 @@
+"""The contract that every engine keeps, and the replay of golden requests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis.strategies as st
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis.extra import numpy as hnp
+
+from seatrial.bundle import Bundle, Driver, EngineSpec, Evidence, open_bundle
+from seatrial.bundle.evidence import Provenance
+from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable, GoldenMismatch, WrongInput
+from seatrial.machine import Machine
+from seatrial.tensors import DataType
+from seatrial_serving.engines import OPENERS, Engine, open_engine
+from seatrial_serving.engines.onnxruntime import OnnxRuntime, read_signature
+from seatrial_serving.engines.proof import replay, warm_up, zeros
+from tests.serving.models import LinearBundle, everything_onnx, gather_onnx, linear, linear_onnx
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return LinearBundle().write(tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture(scope="module", params=sorted(OPENERS))
+def engine(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Engine]:
+    manifest = msgspec.structs.replace(bundle.manifest, engine=EngineSpec(name=request.param))
+    opened = open_engine(Bundle(path=bundle.path, manifest=manifest, digest=""), threads=1)
+    yield opened
+    opened.close()
+
+
+rows = hnp.arrays(np.float32, st.tuples(st.integers(1, 64), st.just(4)), elements=st.integers(-100, 100).map(float))
+
+
+@given(x=rows)
+def test_an_engine_computes_the_model(engine: Engine, x: np.ndarray) -> None:
+    assert engine.predict({"x": x})["y"].tolist() == linear(x).tolist()
+
+
+@given(x=rows)
+def test_each_row_is_answered_as_if_it_were_alone(engine: Engine, x: np.ndarray) -> None:
+    together = engine.predict({"x": x})["y"]
+    assert [engine.predict({"x": row[None]})["y"][0].tolist() for row in x] == together.tolist()
+
+
+def test_outputs_are_the_callers_to_keep(engine: Engine) -> None:
+    first = engine.predict({"x": np.ones((2, 4), np.float32)})["y"]
+    kept = first.copy()
+    engine.predict({"x": np.zeros((2, 4), np.float32)})
+    assert first.tolist() == kept.tolist()
+
+
+def test_warm_up_runs_every_size(engine: Engine) -> None:
+    warm_up(engine, batch_sizes=(1, 64))
+    assert zeros(engine.signature, batch=3)["x"].shape == (3, 4)
+
+
+# Golden requests
+
+
+def test_a_bundle_that_answers_as_recorded_is_replayed(bundle: Bundle) -> None:
+    assert replay(open_engine(bundle, threads=1), bundle) == 1
+
+
+def test_a_bundle_that_answers_differently_says_which_bound_failed_and_where_it_was_built(tmp_path: Path) -> None:
+    bundle = LinearBundle(golden_scale=1.01).write(tmp_path)
+    bundle.replace_evidence(
+        Evidence(
+            bundle=bundle.digest,
+            written_at="2026-01-01T00:00:00Z",
+            machine=Machine(cpu="other", cores=2, features=("avx512_vnni",), memory_bytes=1),
+            provenance=Provenance(source="models:/linear/1"),
+        )
+    )
+    with pytest.raises(GoldenMismatch) as caught:
+        replay(open_engine(bundle, threads=1), bundle)
+    assert "golden request 0" in str(caught.value)
+    assert "apart" in str(caught.value)
+    assert "CPU features there: avx512_vnni" in str(caught.value)
+
+
+# ONNX Runtime
+
+
+def test_strings_reach_the_graph_as_text_and_come_back(tmp_path: Path) -> None:
+    path = everything_onnx(tmp_path / "everything.onnx")
+    engine = OnnxRuntime({"main": path}, signature=read_signature(path), options={}, threads=1)
+    inputs = {spec.name: np.zeros((1, 2), spec.datatype.numpy) for spec in engine.signature.inputs}
+    inputs["in_bytes"] = np.array([["naïve".encode(), b""]], dtype=object)
+    outputs = engine.predict(inputs)
+    assert outputs["out_bytes"].tolist() == [["naïve", ""]]
+    assert {DataType.of(array.dtype) for array in outputs.values()} == set(DataType) - {DataType.BF16}
+    inputs["in_bytes"] = np.array([[b"\xff", b""]], dtype=object)
+    with pytest.raises(WrongInput, match="must be UTF-8"):
+        engine.predict(inputs)
+
+
+def test_what_onnx_runtime_refuses_is_an_engine_failure(tmp_path: Path) -> None:
+    path = gather_onnx(tmp_path / "gather.onnx")
+    engine = OnnxRuntime({"main": path}, signature=read_signature(path), options={}, threads=1)
+    assert engine.signature.dynamic_axes[1].name == "tokens"
+    with pytest.raises(EngineFailed, match="refused the batch"):
+        engine.predict({"ids": np.array([[9]])})
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x0a" * 100])
+def test_a_file_that_is_no_model_is_corrupt(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(BundleCorrupt, match="cannot load"):
+        read_signature(tmp_path / "model.onnx")
+
+
+def test_a_truncated_model_is_corrupt(tmp_path: Path) -> None:
+    path = linear_onnx(tmp_path / "model.onnx")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(BundleCorrupt):
+        read_signature(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"engine": EngineSpec(name="warp")}, "wants the engine 'warp'"),
+        ({"driver": Driver.SAMPLER}, "wants the driver"),
+    ],
+)
+def test_what_this_installation_lacks_is_named(bundle: Bundle, change: dict[str, object], words: str) -> None:
+    opened = open_bundle(bundle.path)
+    other = Bundle(path=opened.path, manifest=msgspec.structs.replace(opened.manifest, **change), digest="")
+    with pytest.raises(EngineUnavailable, match=words):
+        open_engine(other, threads=1)
