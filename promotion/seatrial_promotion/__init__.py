@@ -1,0 +1,1 @@
+"""From a bundle to the alias that serving follows, and back."""
