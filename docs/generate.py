@@ -62,7 +62,7 @@ def _settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _commands() -> Iterator[str]:
-    context = click.Context(shell, info_name="seatrial", terminal_width=100, max_content_width=100)
+    context = _context(shell, "seatrial")
     for name in shell.list_commands(context):
         command = shell.get_command(context, name)
         assert command is not None, f"the entry point {name} has no command: this is a bug"
@@ -71,12 +71,22 @@ def _commands() -> Iterator[str]:
 
 def _command(command: click.Command, path: list[str]) -> Iterator[str]:
     title = " ".join(["seatrial", *path])
-    context = click.Context(command, info_name=title, terminal_width=100, max_content_width=100)
+    context = _context(command, title)
     yield from (f"### {title}", "", "```", *command.get_help(context).splitlines(), "```", "")
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             inner = command.commands[name]
             yield from _command(inner, [*path, name])
+
+
+def _context(command: click.Command, title: str) -> click.Context:
+    return click.Context(
+        command,
+        info_name=title,
+        terminal_width=100,
+        max_content_width=100,
+        help_option_names=shell.context_settings["help_option_names"],
+    )
 
 
 def schema() -> str:

@@ -62,7 +62,7 @@ seatrial export {recipe.model_name}/VERSION       # build, prove and measure var
 or, in Python, without Seatrial:
 ```python
 import mlflow
-model = mlflow.pytorch.load_model("models:/{recipe.model_name}/VERSION")   # a torch.export program, no pickle
+model = mlflow.pytorch.load_model("models:/{recipe.model_name}/VERSION")   # a torch.export program: no code of ours or yours
 ```
 """
 
