@@ -66,6 +66,8 @@ class Dataset:
 
 
 DATASETS: Mapping[str, str] = {
+    "cifar10": "seatrial_training.data.cifar10",
+    "clinc150": "seatrial_training.data.clinc150",
     "digits": "seatrial_training.data.digits",
 }
 """Each name with the module whose `load(settings)` makes it."""

@@ -1,0 +1,38 @@
+"""From texts to rows of token ids, by a tokenizer that is data: the JSON of a `tokenizers` tokenizer.
+
+The JSON says everything, how to cut, where to end and what to pad with, so whoever serves the model needs it and no code.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.trainers import BpeTrainer
+
+PADDING, UNKNOWN = "[PAD]", "[UNK]"
+"""Their ids are 0 and 1."""
+
+
+def trained_tokenizer(texts: Iterable[str], *, vocabulary: int, max_tokens: int) -> str:
+    """The JSON of a tokenizer with at most `vocabulary` pieces, learned from `texts`.
+
+    NOTE: byte-pair encoding, because the library learns it alike every time; its WordPiece differs from run to run.
+    """
+    tokenizer = Tokenizer(BPE(unk_token=UNKNOWN))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    special = [PADDING, UNKNOWN]
+    tokenizer.train_from_iterator(texts, BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False))
+    tokenizer.enable_truncation(max_length=max_tokens)
+    tokenizer.enable_padding(pad_id=0, pad_token=PADDING)
+    return str(tokenizer.to_str())
+
+
+def encode(texts: Sequence[str], tokenizer: str) -> NDArray[np.int64]:
+    """One row of ids for each text, all as long as the longest."""
+    encodings = Tokenizer.from_str(tokenizer).encode_batch(list(texts))
+    return np.array([encoding.ids for encoding in encodings], np.int64)
