@@ -29,8 +29,8 @@ async def main() -> None:
         uvicorn.Config(hello, port=0, lifespan="off", access_log=False, log_level="warning", http="httptools")
     )
     serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)  # noqa: ASYNC110 - uvicorn has no event for it
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     print(json.dumps({"event": "ready", "http": f"127.0.0.1:{port}"}), flush=True)
     await serving
