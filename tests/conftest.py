@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from seatrial.settings import Settings
+from tests.digits import ExportedDigits
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +39,18 @@ def migrated_store(shared: Path) -> Path:
                 [sys.executable, "-c", MIGRATE, str(place)], check=True, env=os.environ | {"SEATRIAL_HOME": str(place)}
             )
     return place / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def exported_digits(shared: Path, migrated_store: Path) -> ExportedDigits:
+    """The digits model, trained and exported: for reading. A test that writes to its registry takes a copy."""
+    with once(shared, "digits") as place:
+        digits = ExportedDigits(home=place)
+        if not digits.made:
+            place.mkdir()
+            shutil.copyfile(migrated_store, place / "mlflow.db")
+            subprocess.run([sys.executable, "-m", "tests.digits", str(place)], check=True, cwd=ROOT)
+    return digits
 
 
 MIGRATE = """

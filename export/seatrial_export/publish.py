@@ -5,6 +5,7 @@ every bundle that the version ever named: whoever resolves it meanwhile finds wh
 leaves a run that says RUNNING, which the next export from the same home closes.
 """
 
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,8 @@ from seatrial_export.report import Report, Row
 EXPERIMENT = "seatrial/export"
 OF_TAG, OWNER_TAG, VERDICT_TAG = "seatrial.export_of", "seatrial.owner", "seatrial.verdict"
 REPORT_FOLDER = "report"
+LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]+)")
+"""The source of a version that was made from a LoggedModel; MLflow keeps its id nowhere else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,9 +113,8 @@ def export_run(registry: EmbeddedRegistry, version: ModelVersion, settings: Sett
         owner = f"{socket.gethostname()}:{settings.home.absolute()}"
         _close_killed(registry, experiment, version, owner=owner)
         run = client.create_run(experiment, tags={OF_TAG: str(version), OWNER_TAG: owner}, run_name=str(version))
-        source = client.get_model_version(version.name, version.version).model_id
-        if source:
-            client.log_inputs(run.info.run_id, models=[LoggedModelInput(source)])
+        if source := LOGGED_MODEL.fullmatch(version.source):
+            client.log_inputs(run.info.run_id, models=[LoggedModelInput(source["id"])])
         try:
             yield ExportRun(
                 id=run.info.run_id,

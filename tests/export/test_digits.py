@@ -1,0 +1,135 @@
+"""What `seatrial export` makes of a model that `seatrial train` made: the real thing, end to end."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from seatrial.registry import BUNDLE_TAG, EXPORT_RUN_TAG, ModelRef
+from seatrial.registry.bundles import fetch_bundle
+from seatrial.registry.embedded import EmbeddedRegistry
+from seatrial.settings import Settings
+from seatrial_export.candidate import Verdict
+from seatrial_export.export import Request, export
+from seatrial_export.publish import OF_TAG
+from seatrial_serving.engines import open_engine, proof
+from tests.digits import NAME, VERSION, ExportedDigits
+
+REF = ModelRef(name=NAME, version=VERSION)
+
+
+def test_every_candidate_is_in_the_report_with_its_numbers_or_a_reason(exported_digits: ExportedDigits) -> None:
+    rows = {row.name: row for row in exported_digits.report.rows}
+    assert list(rows) == [
+        "onnx-cpu-fp32", "onnx-cpu-int8-dynamic", "onnx-cpu-int8-static", "onnx-cpu-fp32-pruned-50",
+    ]  # fmt: skip
+    assert all(row.reason for row in rows.values())
+    exact, static, pruned = (
+        rows[name] for name in ("onnx-cpu-fp32", "onnx-cpu-int8-static", "onnx-cpu-fp32-pruned-50")
+    )
+    assert exact.quality is not None
+    assert exact.agreement is not None
+    assert exact.quality.value == exact.quality.source_value > 0.9
+    assert exact.quality.rows == 180 + 359  # validation and test
+    assert exact.agreement.top1 == 1
+    assert exact.agreement.max_relative < 1e-4
+    assert exact.size_bytes is not None
+    assert static.size_bytes is not None
+    assert pruned.size_bytes is not None
+    assert static.size_bytes < exact.size_bytes / 2
+    assert pruned.size_bytes < exact.size_bytes / 2
+    for row in (exact, static, pruned):
+        assert row.alone is not None
+        assert row.throughput is not None
+        assert row.alone.low_ms <= row.alone.p50_ms <= row.alone.high_ms <= row.alone.p99_ms
+        assert (row.alone.batch, row.throughput.batch) == (1, 32)
+
+
+def test_the_chosen_variant_is_the_versions_bundle_and_replays_its_golden_requests(
+    exported_digits: ExportedDigits,
+) -> None:
+    registry = EmbeddedRegistry(exported_digits.settings)
+    version = registry.resolve(REF)
+    assert version.tags[BUNDLE_TAG + "onnx-cpu"] == exported_digits.bundle.digest
+    assert version.tags[EXPORT_RUN_TAG] == exported_digits.report.run_id
+    bundle = exported_digits.bundle
+    bundle.verify()
+    assert bundle.manifest.variant.name == exported_digits.report.chosen["onnx-cpu"]
+    assert bundle.manifest.labels == tuple("0123456789")
+    engine = open_engine(bundle, threads=1)
+    proof.replay(engine, bundle)
+    sizes = [len(golden.request.inputs[0].array) for golden in bundle.golden()]
+    assert sizes == [1, 1, 2, 4, 1, 1, 1, 1]
+    engine.close()
+
+
+def test_the_evidence_says_from_what_and_with_what_it_was_built(exported_digits: ExportedDigits) -> None:
+    evidence = exported_digits.bundle.evidence()
+    assert evidence is not None
+    assert evidence.provenance.source == "models:/digits-cnn/1"
+    assert evidence.provenance.export_run == exported_digits.report.run_id
+    assert len(evidence.provenance.data_digest) == 64
+    assert evidence.provenance.calibration_digest.startswith("sha256:")
+    assert {"torch", "onnx", "onnxruntime"} <= evidence.provenance.tools.keys()
+    assert evidence.budget == {"accuracy_drop": 0.01}
+
+
+def test_the_run_goes_from_the_source_to_the_variants_in_mlflow(exported_digits: ExportedDigits) -> None:
+    client = EmbeddedRegistry(exported_digits.settings).client
+    run = client.get_run(exported_digits.report.run_id)
+    assert (run.info.status, run.data.tags[OF_TAG]) == ("FINISHED", "models:/digits-cnn/1")
+    source = client.get_model_version(NAME, VERSION).source
+    assert run.inputs is not None
+    assert run.outputs is not None
+    assert [f"models:/{each.model_id}" for each in run.inputs.model_inputs] == [source]
+    variants = [client.get_logged_model(each.model_id) for each in run.outputs.model_outputs]
+    measured = [row.name for row in exported_digits.report.rows if row.row_ms is not None]
+    assert [variant.name for variant in variants] == measured
+    assert {metric.key for metric in variants[0].metrics or ()} >= {"accuracy", "row_ms", "p99_ms", "size_bytes"}
+    artifacts = {file.path for file in client.list_artifacts(run.info.run_id, "report")}
+    assert artifacts == {"report/report.html", "report/report.json"}
+
+
+def test_an_export_repeated_in_another_home_has_the_same_digest(
+    exported_digits: ExportedDigits, tmp_path: Path
+) -> None:
+    """Of what was converted anew: the bundle holds nothing that a clock or a path decides."""
+    copy = exported_digits.copy(tmp_path / "home")
+    chosen = exported_digits.report.chosen["onnx-cpu"]
+    request = Request(ref=REF)
+    only = [candidate for candidate in request.candidates if candidate.name == chosen]
+    settings = Settings(home=copy.home, export={"measure_s": 0.1})
+    for bundle in copy.settings.bundles.iterdir():
+        bundle.rename(tmp_path / bundle.name)
+    exported = export(Request(ref=REF, candidates=only), settings)
+    assert exported.report.bundles == exported_digits.report.bundles
+    assert exported.bundles["onnx-cpu"].path.is_relative_to(copy.home)
+    version = EmbeddedRegistry(settings).resolve(REF)
+    assert version.tags[EXPORT_RUN_TAG] == exported.report.run_id != exported_digits.report.run_id
+    fetched = fetch_bundle(EmbeddedRegistry(settings), version, target="onnx-cpu", store=tmp_path / "fetched")
+    assert fetched.digest == exported_digits.bundle.digest
+
+
+def test_a_copy_of_the_digits_home_names_none_of_the_originals_files(
+    exported_digits: ExportedDigits, tmp_path: Path
+) -> None:
+    copy = exported_digits.copy(tmp_path / "home")
+    with closing(sqlite3.connect(copy.home / "mlflow.db")) as store:
+        dump = "\n".join(store.iterdump())
+    assert copy.home.as_uri() in dump
+    assert exported_digits.home.as_uri() not in dump
+
+
+def test_answers_of_the_bundle_are_the_held_out_accuracy_that_was_reported(exported_digits: ExportedDigits) -> None:
+    from seatrial_training.data import load_dataset
+    from seatrial_training.evaluation import score
+
+    dataset = load_dataset("digits", exported_digits.settings)
+    engine = open_engine(exported_digits.bundle, threads=1)
+    scores = [score(engine.predict, part, batch_size=64) for part in (dataset.validation, dataset.test)]
+    engine.close()
+    found = np.concatenate([each.correct for each in scores]).mean()
+    [chosen] = [row for row in exported_digits.report.rows if row.verdict is Verdict.CHOSEN]
+    assert chosen.quality is not None
+    assert found == chosen.quality.value
