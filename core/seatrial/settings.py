@@ -78,6 +78,8 @@ class Serving(_Group):
     """The p99 latency that is promised; it is an edge of every latency histogram, and the latency SLO counts by it."""
     request_log: bool = True
     """One JSON line for each request on standard output."""
+    request_log_share: float = Field(default=1.0, gt=0, le=1)
+    """How many of the requests that end well are logged, as a part; those that fail are logged all."""
     batching: Batching = Batching()
     limits: Limits = Limits()
     engines: Engines = Engines()

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from seatrial import __version__
-from seatrial_monitoring import series
-from seatrial_monitoring.series import Outcome, Protocol, Series, Swap
+from seatrial_monitoring import series, triton_names
+from seatrial_monitoring.series import Outcome, Protocol, Rejection, Series, Swap
 
 
 class Histogram:
@@ -38,8 +39,12 @@ class Histogram:
         pairs = []
         for edge, count in zip((*self.edges, float("inf")), self.counts, strict=True):
             cumulative += count
-            pairs.append(("+Inf" if edge == float("inf") else f"{edge:g}", float(cumulative)))
+            pairs.append((floatToGoString(edge), float(cumulative)))
         return pairs
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
 
 
 class ModelMetrics:
@@ -52,8 +57,18 @@ class ModelMetrics:
         self.queue_s = Histogram(edges_s)
         self.compute_s = Histogram(edges_s)
         self.batch_rows = Histogram(series.BATCH_EDGES)
+        self.rejected = dict.fromkeys(Rejection, 0)
         self.engine_deaths = 0
         self.retried = 0
+        self.quarantined = 0
+        self.compute_shared_s = 0.0
+        """Compute time as each request of a batch saw it, which is how Triton counts it."""
+
+    def computed(self, compute_s: float, *, rows: int, requests: int) -> None:
+        """Count one batch that an engine ran."""
+        self.compute_s.observe(compute_s)
+        self.batch_rows.observe(rows)
+        self.compute_shared_s += compute_s * requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +89,22 @@ class GenerationFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AliasFacts:
+    """How long `alias` has meant something else than what answers, at the moment of a scrape."""
+
+    model: str
+    alias: str
+    drift_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:
     ready: bool = False
     registry_age_s: float = -1.0
     log_dropped: int = 0
+    log_written: int = 0
     generations: Sequence[GenerationFacts] = ()
+    aliases: Sequence[AliasFacts] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +115,8 @@ class ServingMetrics(Collector):
     latency_budget_s: float
     facts: Callable[[], ServerFacts] = ServerFacts
     unknown_model: dict[Protocol, int] = field(default_factory=lambda: dict.fromkeys(Protocol, 0))
+    not_loaded: dict[str, dict[Protocol, int]] = field(default_factory=dict)
+    """Requests for models that are still to come: refused, without a version or variant to count them for."""
     swaps: dict[str, dict[Swap, int]] = field(default_factory=dict)
     _models: dict[tuple[str, str, str], ModelMetrics] = field(default_factory=dict)
 
@@ -103,19 +131,20 @@ class ServingMetrics(Collector):
             self._models[labels] = ModelMetrics(labels, series.latency_edges_s(self.latency_budget_s))
         return self._models[labels]
 
+    def expect(self, name: str) -> None:
+        """Count from zero the requests that come for `name` before it is loaded."""
+        self.not_loaded.setdefault(name, dict.fromkeys(Protocol, 0))
+
     def describe(self) -> Iterable[Metric]:
         return ()
 
     def collect(self) -> Iterator[Metric]:
         models = list(self._models.values())
+        facts = self.facts()
+        yield _counter(series.REQUESTS, (*self._refused_before_loaded(), *_by_outcome(models)))
         yield _counter(
-            series.REQUESTS,
-            (
-                ((*model.labels, protocol, outcome), count)
-                for model in models
-                for protocol, by_outcome in model.requests.items()
-                for outcome, count in by_outcome.items()
-            ),
+            series.REJECTED,
+            (((*model.labels, reason), count) for model in models for reason, count in model.rejected.items()),
         )
         yield _histogram(series.REQUEST_DURATION, ((model.labels, model.request_s) for model in models))
         yield _histogram(series.QUEUE_DURATION, ((model.labels, model.queue_s) for model in models))
@@ -123,18 +152,34 @@ class ServingMetrics(Collector):
         yield _histogram(series.BATCH_SIZE, ((model.labels, model.batch_rows) for model in models))
         yield _counter(series.ENGINE_DEATHS, ((model.labels, model.engine_deaths) for model in models))
         yield _counter(series.RETRIED, ((model.labels, model.retried) for model in models))
+        yield _counter(series.QUARANTINED, ((model.labels, model.quarantined) for model in models))
         yield _counter(series.UNKNOWN_MODEL, (((protocol,), n) for protocol, n in self.unknown_model.items()))
         yield _counter(
             series.SWAPS, (((name, outcome), n) for name, by in self.swaps.items() for outcome, n in by.items())
         )
-        yield from _states(self.facts())
+        yield from _states(facts)
         yield _gauge(series.BUILD, [((__version__, platform.python_version()), 1)])
+        yield from triton_names.collect(models, facts)
+
+    def _refused_before_loaded(self) -> "Iterator[tuple[Sequence[str], float]]":
+        for name, by_protocol in self.not_loaded.items():
+            for protocol, count in by_protocol.items():
+                yield (name, "", "", protocol, Outcome.REFUSED), count
+
+
+def _by_outcome(models: Iterable[ModelMetrics]) -> "Iterator[tuple[Sequence[str], float]]":
+    for model in models:
+        for protocol, by_outcome in model.requests.items():
+            for outcome, count in by_outcome.items():
+                yield (*model.labels, protocol, outcome), count
 
 
 def _states(facts: ServerFacts) -> Iterator[Metric]:
     yield _gauge(series.READY, [((), facts.ready)])
     yield _gauge(series.REGISTRY_AGE, [((), facts.registry_age_s)])
+    yield _gauge(series.ALIAS_DRIFT, (((each.model, each.alias), each.drift_s) for each in facts.aliases))
     yield _counter(series.LOG_DROPPED, [((), facts.log_dropped)])
+    yield _counter(series.LOG_WRITTEN, [((), facts.log_written)])
     live = [((each.model, each.version, each.variant), each) for each in facts.generations]
     yield _gauge(series.QUEUE_DEPTH, ((labels, each.queue_depth) for labels, each in live))
     yield _gauge(series.IN_FLIGHT, ((labels, each.in_flight) for labels, each in live))

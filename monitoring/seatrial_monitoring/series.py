@@ -29,6 +29,15 @@ class Protocol(StrEnum):
     GRPC = "grpc"
 
 
+class Rejection(StrEnum):
+    """Why a request was not computed, although nothing in it was wrong; of `client_error`, only what is too large."""
+
+    QUEUE_FULL = "queue_full"
+    NOT_READY = "not_ready"
+    DEADLINE = "deadline"
+    TOO_LARGE = "too_large"
+
+
 class Swap(StrEnum):
     """How an attempt to put a new generation in place of an old one ended."""
 
@@ -61,7 +70,13 @@ REQUESTS = Series(
     name="seatrial_requests",
     kind="counter",
     labels=(*MODEL, "protocol", "outcome"),
-    help="Inference requests that ended, by how they ended.",
+    help="Inference requests that ended, by how they ended; version and variant are empty while a model is not loaded yet.",
+)
+REJECTED = Series(
+    name="seatrial_rejected",
+    kind="counter",
+    labels=(*MODEL, "reason"),
+    help="Inference requests that were turned away or given up before an answer was ready.",
 )
 REQUEST_DURATION = Series(
     name="seatrial_request_duration_seconds",
@@ -114,6 +129,12 @@ RETRIED = Series(
     labels=MODEL,
     help="Requests that were given to an engine once more because the first one died or failed with company in the batch.",
 )
+QUARANTINED = Series(
+    name="seatrial_quarantined_requests",
+    kind="counter",
+    labels=MODEL,
+    help="Requests that are not tried again because engines died with them in hand.",
+)
 ENGINES = Series(name="seatrial_engines", kind="gauge", labels=MODEL, help="Engine processes that are ready.")
 LOADED = Series(
     name="seatrial_model_loaded_info",
@@ -139,10 +160,16 @@ SWAPS = Series(
     labels=("model", "outcome"),
     help="Attempts to replace a generation by a new one.",
 )
+ALIAS_DRIFT = Series(
+    name="seatrial_alias_drift_seconds",
+    kind="gauge",
+    labels=("model", "alias"),
+    help="For how long an alias has pointed at something else than what answers; 0 while they agree.",
+)
 REGISTRY_AGE = Series(
     name="seatrial_registry_age_seconds",
     kind="gauge",
-    help="Time since the registry last answered; -1 where none is followed.",
+    help="Time since the registry last answered, or since it was first asked; -1 where none is followed.",
 )
 READY = Series(
     name="seatrial_ready", kind="gauge", help="1 while the server takes requests, 0 while it starts or drains."
@@ -152,12 +179,25 @@ LOG_DROPPED = Series(
     kind="counter",
     help="Request log records that were dropped because they could not be written fast enough.",
 )
+LOG_WRITTEN = Series(name="seatrial_request_log_written", kind="counter", help="Request log records that were written.")
 BUILD = Series(name="seatrial_build_info", kind="gauge", labels=("seatrial", "python"), help="Versions of what runs.")
 
 ALL: tuple[Series, ...] = (
     *(REQUESTS, REQUEST_DURATION, QUEUE_DURATION, COMPUTE_DURATION, BATCH_SIZE, QUEUE_DEPTH, IN_FLIGHT, UNKNOWN_MODEL),
-    *(ENGINE_DEATHS, RETRIED, ENGINES, LOADED, LOAD_DURATION, RESIDENT, SWAPS, REGISTRY_AGE, READY, LOG_DROPPED, BUILD),
+    *(REJECTED, ENGINE_DEATHS, RETRIED, QUARANTINED, ENGINES, LOADED, LOAD_DURATION, RESIDENT, SWAPS),
+    *(ALIAS_DRIFT, REGISTRY_AGE, READY, LOG_DROPPED, LOG_WRITTEN, BUILD),
 )
+
+PROCESS_RESIDENT = Series(
+    name="process_resident_memory_bytes",
+    kind="gauge",
+    help="Resident memory of the gateway, as prometheus_client has it.",
+)
+PROCESS_CPU = Series(
+    name="process_cpu_seconds", kind="counter", help="Processor time of the gateway, as prometheus_client has it."
+)
+STANDARD: tuple[Series, ...] = (PROCESS_RESIDENT, PROCESS_CPU)
+"""Of the series that every Prometheus client exports for its process, those that we draw."""
 
 LATENCY_EDGES_S = (
     *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),

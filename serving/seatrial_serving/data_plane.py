@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from seatrial.errors import BadRequest, DeadlinePassed, NotReady, Refused, UnknownModel
+from seatrial.errors import BadRequest, DeadlinePassed, NotReady, Overloaded, Refused, TooLarge, UnknownModel
 from seatrial.protocol import InferRequest
 from seatrial.settings import Serving
 from seatrial_monitoring.metrics import ServingMetrics
 from seatrial_monitoring.request_log import RequestLog
-from seatrial_monitoring.series import Outcome, Protocol
+from seatrial_monitoring.series import Outcome, Protocol, Rejection
 from seatrial_serving.generation import Generation
 from seatrial_serving.workers import Outputs, Request
 
@@ -65,6 +65,7 @@ class DataPlane:
     def expect(self, name: str) -> None:
         """Without a generation of `name`, the server as a whole is not ready."""
         self._expected.add(name)
+        self.metrics.expect(name)
 
     def install(self, generation: Generation, *, default: bool) -> None:
         """From now on, requests go to `generation`: for its version, its alias, and the bare name if `default`."""
@@ -145,13 +146,29 @@ class DataPlane:
         total_s = time.monotonic() - exchange.arrived
         generation = exchange.generation
         if generation is None:
-            if exchange.error == UnknownModel.__name__:
-                self.metrics.unknown_model[exchange.protocol] += 1
+            self._count_homeless(exchange)
         else:
             generation.metrics.requests[exchange.protocol][exchange.outcome] += 1
             generation.metrics.request_s.observe(total_s)
-        if self.log is not None:
+            if (reason := REJECTIONS.get(exchange.error)) is not None:
+                generation.metrics.rejected[reason] += 1
+        if self.log is not None and self.log.takes(failed=exchange.outcome is not Outcome.OK):
             self.log.write(_record(exchange, total_s))
+
+    def _count_homeless(self, exchange: Exchange) -> None:
+        """Count a request that found no generation."""
+        if exchange.error == UnknownModel.__name__:
+            self.metrics.unknown_model[exchange.protocol] += 1
+        elif exchange.error == NotReady.__name__:
+            self.metrics.not_loaded[exchange.model][exchange.protocol] += 1
+
+
+REJECTIONS = {
+    Overloaded.__name__: Rejection.QUEUE_FULL,
+    NotReady.__name__: Rejection.NOT_READY,
+    DeadlinePassed.__name__: Rejection.DEADLINE,
+    TooLarge.__name__: Rejection.TOO_LARGE,
+}
 
 
 def _outcome(error: BaseException) -> Outcome:

@@ -163,8 +163,7 @@ class Generation:
         for waiting, answer in zip(batch.requests, outputs, strict=True):
             waiting.deliver(answer)
         self._compute_s += 0.1 * (compute_s - self._compute_s)
-        self.metrics.compute_s.observe(compute_s)
-        self.metrics.batch_rows.observe(batch.rows)
+        self.metrics.computed(compute_s, rows=batch.rows, requests=len(batch.requests))
         self._dispatch()
 
     def failed(self, worker: Worker, batch: Batch, error: SeatrialError) -> None:  # noqa: ARG002
@@ -192,6 +191,7 @@ class Generation:
         again = []
         for waiting in batch.requests:
             if waiting.deaths >= self._settings.engines.max_deaths:
+                self.metrics.quarantined += 1
                 waiting.fail(
                     EngineFailed(f"{waiting.deaths} engines died with this request in hand; it is not tried again")
                 )

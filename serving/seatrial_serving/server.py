@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, make_asgi_app
+from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
 
 from seatrial.settings import Settings
 from seatrial_monitoring.metrics import ServerFacts, ServingMetrics
@@ -51,10 +51,11 @@ async def serve(
         metrics_socket = stack.enter_context(listen(serving.host, serving.metrics_port))
         log.info("settings: %s", serving.model_dump_json())
 
-        request_log = RequestLog(sys.stdout.fileno()) if serving.request_log else None
+        request_log = RequestLog(sys.stdout.fileno(), share=serving.request_log_share) if serving.request_log else None
         if request_log is not None:
             stack.callback(request_log.close)
         registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
         metrics = ServingMetrics(registry, serving.latency_budget_ms / 1000)
         plane = DataPlane(serving, metrics, request_log)
         changed = asyncio.Event()
@@ -63,7 +64,9 @@ async def serve(
             ready=plane.ready,
             registry_age_s=supervisor.registry_age_s(),
             log_dropped=request_log.dropped if request_log else 0,
+            log_written=request_log.written if request_log else 0,
             generations=[generation.facts() for generation in plane.generations()],
+            aliases=supervisor.aliases(),
         )
 
         grpc_server = GrpcServer(plane)

@@ -18,7 +18,7 @@ from seatrial.machine import cores, memory_bytes
 from seatrial.registry import ModelRef
 from seatrial.registry.events import Answered, Resolved, Unresolved
 from seatrial.settings import Settings
-from seatrial_monitoring.metrics import ServingMetrics
+from seatrial_monitoring.metrics import AliasFacts, ServingMetrics
 from seatrial_monitoring.series import Swap
 from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.generation import Generation, Identity
@@ -52,14 +52,17 @@ class Supervisor:
         self._current: dict[Source, tuple[Target, Generation]] = {}
         self._wanted: dict[Source, Target] = {}
         self._default_sources: dict[str, Source] = {}
+        self._refs: Sequence[ModelRef] = ()
         self._reconciling: dict[Source, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._registry_answered: float | None = None
+        self._drifting: dict[Source, float] = {}
+        """Since when a reference has meant something else than what is served."""
         self._wish_changed = asyncio.Event()
 
     async def start(self, sources: Sequence[Source]) -> None:
         """Bring up all `sources`. Raises the first one's error, if there is one."""
-        refs = [source for source in sources if isinstance(source, ModelRef)]
+        refs = self._refs = [source for source in sources if isinstance(source, ModelRef)]
         for source in sources:
             if isinstance(source, OnDisk):
                 await self._replace(source, Target(path=source.path, digest="", alias=""))
@@ -83,15 +86,25 @@ class Supervisor:
         await asyncio.gather(*(generation.drain() for generation in generations))
 
     def registry_age_s(self) -> float:
-        """Seconds since the registry last answered; -1 where none is followed or it never did."""
+        """Seconds since the registry last answered, or since it was first asked; -1 where none is followed."""
         if self._registry_answered is None:
             return -1.0
         return time.monotonic() - self._registry_answered
+
+    def aliases(self) -> list[AliasFacts]:
+        now = time.monotonic()
+        return [
+            AliasFacts(model=ref.name, alias=ref.alias, drift_s=now - self._drifting.get(ref, now))
+            for ref in self._refs
+            if ref.alias
+        ]
 
     async def _follow(self, refs: Sequence[ModelRef], first: "asyncio.Future[None]") -> None:
         """Act on what the watcher tells. `first` is done once every ref has been brought up, or has an error."""
         by_name = {str(ref): ref for ref in refs}
         missing = set(refs)
+        began = self._registry_answered = time.monotonic()
+        self._drifting = dict.fromkeys(refs, began)
         async with contextlib.aclosing(watch(refs, self._settings)) as events:
             async for event in events:
                 match event:
@@ -109,6 +122,7 @@ class Supervisor:
                             self._want(ref, target)
                     case Unresolved(ref=name, reason=reason):
                         log.error("%s: %s", name, reason)
+                        self._drifting.setdefault(by_name[name], time.monotonic())
                         if by_name[name] in missing and not first.done():
                             first.set_exception(NotInRegistry(reason))
                 if not missing and not first.done():
@@ -124,6 +138,7 @@ class Supervisor:
 
     def _want(self, source: Source, target: Target) -> None:
         self._wanted[source] = target
+        self._note_drift(source)
         self._wish_changed.set()
         if source not in self._reconciling:
             task = asyncio.get_running_loop().create_task(self._reconcile(source))
@@ -140,6 +155,13 @@ class Supervisor:
                 log.error("%s: the swap to %s failed and changed nothing: %s", source, target.digest, error)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wish_changed.wait(), RETRY_S)
+
+    def _note_drift(self, source: Source) -> None:
+        served = self._target(source)
+        if served is not None and self._wanted.get(source, served) == served:
+            self._drifting.pop(source, None)
+        else:
+            self._drifting.setdefault(source, time.monotonic())
 
     def _target(self, source: Source) -> Target | None:
         return self._current[source][0] if source in self._current else None
@@ -169,6 +191,7 @@ class Supervisor:
         default = self._default_sources.setdefault(identity.name, source) == source
         self._plane.install(new, default=default)
         self._current[source] = (target, new)
+        self._note_drift(source)
         took_s = time.monotonic() - began
         log.info(
             "%s %s is ready after %.2f s: %d engines with %d threads, %s",

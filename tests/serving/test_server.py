@@ -162,7 +162,7 @@ def test_an_unreachable_registry_is_said_and_a_remembered_bundle_is_served(setti
     with serving("linear@champion", place=tmp_path / "second", environment=gone) as server:
         assert ask(server).status_code == 200
         assert "as it was known last" in server.err.read_text()
-        assert server.total("seatrial_registry_age_seconds") == -1
+        assert server.total("seatrial_registry_age_seconds") > 0, "since it was first asked"
     process = start("other@champion", place=tmp_path / "third", environment=gone)
     assert process.wait(60) == 1
     assert "MLFLOW_TRACKING_URI" in (tmp_path / "third" / "err").read_text()
