@@ -8,6 +8,7 @@ import tempfile
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -26,11 +27,14 @@ SECTIONS = ("serving", "startup", "int8")
     "--bundle", type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="The digits bundle to serve. By default one is trained and exported first.",
 )  # fmt: skip
+@click.option("--resnet", default="cifar10-resnet/1", show_default=True, help="The model version that `int8` exports.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", default=3.0, show_default=True, help="Of each measurement of a server.")
 @click.option("--write/--no-write", default=True, show_default=True, help="Whether to change benchmarks/README.md.")
-def main(sections: tuple[str, ...], *, bundle: Path | None, rounds: int, seconds: float, write: bool) -> None:
-    """Measure SECTIONS (all, unless named). `int8` wants cifar10-resnet in the home: seatrial train cifar10-resnet.
+def main(
+    sections: tuple[str, ...], *, bundle: Path | None, resnet: str, rounds: int, seconds: float, write: bool
+) -> None:
+    """Measure SECTIONS (all, unless named). `int8` wants a trained ResNet-18 in the home: seatrial train cifar10-resnet.
 
     \b
     Example:
@@ -42,15 +46,15 @@ def main(sections: tuple[str, ...], *, bundle: Path | None, rounds: int, seconds
         if bundle is None and {"serving", "startup"} & set(chosen):
             bundle = _digits(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seatrial-bench-"))))
         for name in chosen:
-            text = f"{_where()}\n\n{_measure(name, bundle, rounds, seconds, progress)}"
+            text = f"{_where()}\n\n{_measure(name, bundle, resnet, rounds, seconds, progress)}"
             click.echo(f"\n{name}\n\n{text}")
             if write:
                 write_section(name, text)
 
 
-def _measure(name: str, bundle: Path | None, rounds: int, seconds: float, progress: Progress) -> str:
+def _measure(name: str, bundle: Path | None, model: str, rounds: int, seconds: float, progress: Progress) -> str:
     if name == "int8":
-        return int8.measure(progress=progress)
+        return int8.measure(model, progress=progress)
     assert bundle is not None, "no digits were made: this is a bug"
     if name == "serving":
         return serving.measure(bundle, rounds=rounds, seconds=seconds, progress=progress)
@@ -59,16 +63,16 @@ def _measure(name: str, bundle: Path | None, rounds: int, seconds: float, progre
 
 def _digits(home: Path) -> Path:
     """Train, export; the bundle."""
-    _seatrial(home, "train", "digits-cnn")
-    [bundle] = _seatrial(home, "export", "digits-cnn")["bundles"].values()
+    model = _seatrial(home, "train", "digits-cnn")["model"]
+    [bundle] = _seatrial(home, "export", model)["bundles"].values()
     return home / "bundles" / str(bundle).replace(":", "-")
 
 
-def _seatrial(home: Path, *arguments: str) -> dict[str, dict[str, str]]:
+def _seatrial(home: Path, *arguments: str) -> dict[str, Any]:
     environment = os.environ | {"SEATRIAL_HOME": str(home)}
     command = [sys.executable, "-m", "seatrial", *arguments, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment)
-    said: dict[str, dict[str, str]] = json.loads(done.stdout)
+    said: dict[str, Any] = json.loads(done.stdout)
     return said
 
 

@@ -12,13 +12,11 @@ from rich.progress import Progress
 
 from benchmarks.tables import table
 
-MODEL = "cifar10-resnet"
 
-
-def measure(*, progress: Progress) -> str:
+def measure(model: str, *, progress: Progress) -> str:
     """The section of `benchmarks/README.md`. The home must hold the model: `seatrial train cifar10-resnet`."""
     task = progress.add_task("int8", total=1)
-    command = [sys.executable, "-m", "seatrial", "export", MODEL, "--json"]
+    command = [sys.executable, "-m", "seatrial", "export", model, "--json"]
     done = subprocess.run(command, capture_output=True, check=False)
     if not done.stdout:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr.decode()[-3000:]}")
