@@ -77,6 +77,8 @@ def test_it_runs_as_the_user_and_writes_where_the_manifests_say() -> None:
     assert instructions("USER") == [f"{security['runAsUser']}:{security['runAsGroup']}"]
     assert instructions("VOLUME") == [variables()["SEATRIAL_HOME"]]
     assert environment(rendered(BASE))["SEATRIAL_HOME"] == variables()["SEATRIAL_HOME"]
+    made = {line.split()[-1] for line in instructions("COPY")}
+    assert {*instructions("VOLUME"), *instructions("WORKDIR")} <= made, "a read-only root cannot get them later"
     assert json.loads(instructions("ENTRYPOINT")[0]) == ["seatrial"]
     assert "command" not in serving_container(rendered(BASE)), "the image's own entry point is used"
 
