@@ -1,4 +1,4 @@
-"""Write what is generated from the code: the reference, the manifest's schema, the gRPC messages. `make docs` runs it.
+"""Write what is generated from the code: reference, manifest schema, dashboard, rules, runbook, gRPC messages: `make docs`.
 
 `tests/test_generated.py` holds everything here current.
 """
@@ -16,7 +16,10 @@ from pydantic import BaseModel
 
 from seatrial.bundle import Manifest
 from seatrial.cli import shell
-from seatrial.settings import Settings
+from seatrial.settings import Serving, Settings
+from seatrial_monitoring.objectives import Objectives
+from seatrial_monitoring.runbook import runbook
+from seatrial_monitoring.written import watching
 
 ROOT = Path(__file__).parent.parent
 
@@ -94,9 +97,15 @@ def schema() -> str:
     return json.dumps(msgspec.json.schema(Manifest), indent=2) + "\n"
 
 
+OBJECTIVES = Objectives(latency_s=Serving().latency_budget_ms / 1000)
+"""What is promised where nobody said otherwise."""
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "docs/reference.md": reference,
+    "docs/runbook.md": lambda: runbook(OBJECTIVES),
     "core/bundle-example/bundle.schema.json": schema,
+    **{f"monitoring/{path}": lambda path=path: watching(OBJECTIVES)[path] for path in watching(OBJECTIVES)},  # type: ignore[misc] # path
 }
 
 
@@ -117,6 +126,7 @@ def compile_messages() -> None:
 def main() -> None:
     assert entry_points(group="seatrial.commands"), "seatrial is not installed: make install"
     for path, write in GENERATED.items():
+        (ROOT / path).parent.mkdir(exist_ok=True)
         (ROOT / path).write_text(write())
         print(path)
     compile_messages()

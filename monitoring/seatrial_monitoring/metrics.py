@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from seatrial import __version__
 from seatrial_monitoring import series, triton_names
@@ -39,7 +38,7 @@ class Histogram:
         pairs = []
         for edge, count in zip((*self.edges, float("inf")), self.counts, strict=True):
             cumulative += count
-            pairs.append((floatToGoString(edge), float(cumulative)))
+            pairs.append((series.le(edge), float(cumulative)))
         return pairs
 
     @property

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from prometheus_client.utils import floatToGoString
+
 Kind = Literal["counter", "gauge", "histogram"]
 
 MODEL = ("model", "version", "variant")
@@ -210,3 +212,8 @@ BATCH_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 def latency_edges_s(budget_s: float) -> tuple[float, ...]:
     """The edges of latency histograms: the promised p99 is one of them, so that the SLO can count by it."""
     return tuple(sorted({*LATENCY_EDGES_S, budget_s}))
+
+
+def le(edge: float) -> str:
+    """The label of a bucket, in the one form that every version of Prometheus keeps as it is."""
+    return str(floatToGoString(edge))  # type: ignore[no-untyped-call] # prometheus_client gives this one no types
