@@ -21,7 +21,7 @@ def telling_of_full_disk(target: Path) -> Iterator[None]:
             raise
         raise DiskFull(
             f"no space left while writing {target}; nothing was kept of it. "
-            "Free some (`seatrial gc` lists what nothing refers to) and run the same command again"
+            "Free some space and run the same command again"
         ) from error
 
 
