@@ -6,6 +6,7 @@
 import json
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,7 +20,7 @@ from seatrial.cli import shell
 from seatrial.settings import Serving, Settings
 from seatrial_monitoring.objectives import Objectives
 from seatrial_monitoring.runbook import runbook
-from seatrial_monitoring.written import watching
+from seatrial_monitoring.written import DASHBOARD_PATH, RULES_PATH, watching
 
 ROOT = Path(__file__).parent.parent
 
@@ -101,10 +102,32 @@ OBJECTIVES = Objectives(latency_s=Serving().latency_budget_ms / 1000)
 """What is promised where nobody said otherwise."""
 
 
+_PROMETHEUS_RULE = """\
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: seatrial
+  labels:
+    app.kubernetes.io/name: seatrial
+    app.kubernetes.io/component: serving
+    app.kubernetes.io/part-of: seatrial
+spec:
+"""
+
+
+def prometheus_rule() -> str:
+    """The rules as the Prometheus operator takes them."""
+    comment, rules = watching(OBJECTIVES)[RULES_PATH].split("\n", 1)
+    return f"{comment}\n{_PROMETHEUS_RULE}{textwrap.indent(rules, '  ')}"
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "docs/reference.md": reference,
     "docs/runbook.md": lambda: runbook(OBJECTIVES),
     "core/bundle-example/bundle.schema.json": schema,
+    # Kustomize takes no file from outside its folder, and k8s/ can be copied alone.
+    "k8s/components/monitoring/prometheus-rule.yaml": prometheus_rule,
+    "k8s/components/monitoring/serving.json": lambda: watching(OBJECTIVES)[DASHBOARD_PATH],
     **{f"monitoring/{path}": lambda path=path: watching(OBJECTIVES)[path] for path in watching(OBJECTIVES)},  # type: ignore[misc] # path
 }
 

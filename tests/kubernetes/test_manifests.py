@@ -15,6 +15,7 @@ from seatrial import __version__
 from seatrial.errors import InvalidSettings
 from seatrial.settings import Settings, load_settings
 from seatrial_monitoring.series import ALL
+from seatrial_monitoring.written import DASHBOARD_PATH, RULES_PATH
 from tests.kubernetes.manifests import (
     BASE,
     COMPONENTS,
@@ -76,10 +77,20 @@ def test_the_prometheus_operator_would_accept_its_own(tmp_path: Path) -> None:
     if (folder := os.environ.get("CRD_SCHEMAS")) is None:
         pytest.skip("CRD_SCHEMAS names no folder with the schemas of custom resources")
     custom = [each for each in with_component("k8s/components/monitoring", tmp_path) if is_custom(each)]
-    assert {each["kind"] for each in custom} >= {"PodMonitor"}
+    assert {each["kind"] for each in custom} == {"PodMonitor", "PrometheusRule"}
     for manifest in custom:
         name = f"{manifest['kind']}-{manifest['apiVersion'].replace('/', '-')}.json"
         jsonschema.validate(manifest, json.loads(Path(folder, name).read_text()))
+
+
+def test_alerts_and_dashboard_are_those_that_are_tested_in_monitoring(tmp_path: Path) -> None:
+    monitoring = with_component("k8s/components/monitoring", tmp_path)
+    [rule] = of_kind(monitoring, "PrometheusRule")
+    assert rule["spec"] == yaml.safe_load((ROOT / "monitoring" / RULES_PATH).read_text())
+    [dashboard] = [
+        each for each in of_kind(monitoring, "ConfigMap") if "grafana_dashboard" in each["metadata"]["labels"]
+    ]
+    assert dashboard["data"] == {"serving.json": (ROOT / "monitoring" / DASHBOARD_PATH).read_text()}
 
 
 # Security
