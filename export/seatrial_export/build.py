@@ -3,17 +3,21 @@
 What cannot be built is `Lost`, with the reason, and costs nothing but itself.
 """
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from types import ModuleType
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
 from seatrial.errors import ConversionFailed
 from seatrial.machine import this_machine
 from seatrial.settings import Settings
+from seatrial.tensors import Signature
 from seatrial_export import child, convert, prune, quantize
 from seatrial_export.candidate import Candidate, Compression, Lost, Verdict
 from seatrial_export.child import AT_ONCE, Limits
@@ -52,26 +56,38 @@ class _NotApplicable(Exception):
     """The message is the reason, for the report."""
 
 
-def build(
+@contextmanager
+def building(
     candidates: Sequence[Candidate], source: Source, *, folder: Path, settings: Settings, limits: Limits, tell: Tell
-) -> list[Built | Lost]:
-    """One result for each candidate, in their order. Each child keeps its files and its log below `folder`."""
-    workshop = _Workshop(source, folder, settings, limits, tell)
+) -> "Iterator[list[Future[Built | Lost]]]":
+    """Build while the block runs: one result for each candidate, in their order.
+
+    Each child keeps its files and its log below `folder`. An error in the block ends the children that still run.
+    """
+    workshop = _Workshop(source=source, folder=folder, settings=settings, limits=limits, tell=tell)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         # The float models come first in the queue: nothing that waits for one can keep it from being built.
         simplest = {candidate.pruned: candidate for candidate in reversed(candidates)}
         floats = {pruned: pool.submit(workshop.build_float, each) for pruned, each in simplest.items()}
-        finished = [pool.submit(workshop.finish, candidate, floats[candidate.pruned]) for candidate in candidates]
-        return [each.result() for each in finished]
+        try:
+            yield [pool.submit(workshop.finish, candidate, floats[candidate.pruned]) for candidate in candidates]
+        except BaseException:
+            workshop.given_up.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-@dataclass(frozen=True, slots=True)
+Answer = TypeVar("Answer", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Workshop:
     source: Source
     folder: Path
     settings: Settings
     limits: Limits
     tell: Tell
+    given_up: threading.Event = field(default_factory=threading.Event)
 
     def finish(self, candidate: Candidate, base: "Future[_Float]") -> Built | Lost:
         try:
@@ -99,10 +115,7 @@ class _Workshop:
     def _convert(self, candidate: Candidate) -> _Float:
         self.tell(candidate.name, "converting to ONNX")
         folder = self.folder / "convert"
-        converted = child.run(
-            "seatrial_export.convert", self._conversion(self.source.program), folder=folder,
-            answer=convert.Converted, limits=self.limits,
-        )  # fmt: skip
+        converted = self._run(convert, self._conversion(self.source.program), folder, convert.Converted)
         return _Float(model=folder / convert.MODEL, program=None, operators=converted.operators)
 
     def _prune(self, candidate: Candidate) -> _Float:
@@ -120,8 +133,7 @@ class _Workshop:
             epochs=self.settings.export.fine_tune_part,
             conversion=self._conversion(folder / prune.PROGRAM),
         )
-        limits = replace(self.limits, time_s=self.settings.export.fine_tune_s)
-        pruned = child.run("seatrial_export.prune", job, folder=folder, answer=prune.Pruned, limits=limits)
+        pruned = self._run(prune, job, folder, prune.Pruned, time_s=self.settings.export.fine_tune_s)
         return _Float(
             model=folder / convert.MODEL, program=folder / prune.PROGRAM, operators=pruned.converted.operators
         )
@@ -133,6 +145,7 @@ class _Workshop:
             inputs=tuple(spec.name for spec in signature.inputs),
             outputs=tuple(spec.name for spec in signature.outputs),
             axes=dynamic_axes(signature),
+            smallest=_smallest(signature),
         )
 
     def _quantize(self, candidate: Candidate, base: _Float) -> Built:
@@ -143,15 +156,30 @@ class _Workshop:
         self.tell(candidate.name, "quantizing")
         bits = quantize.weight_bits(this_machine())
         folder = self.folder / f"quantize-{'-'.join(candidate.compression)}"
-        job = quantize.Job(model=str(base.model), mode="static" if static else "dynamic", weight_bits=bits)
+        job = quantize.Job(
+            model=str(base.model),
+            mode="static" if static else "dynamic",
+            weight_bits=bits,
+            smallest=_smallest(self.source.signature),
+        )
         if static:
             rows = list(calls(self.source.signature, self.source.calibration, size=quantize.CALIBRATION_CALL))
             write_arrays(folder / quantize.CALIBRATION, joined(rows))
             job = msgspec.structs.replace(job, calibration=quantize.CALIBRATION, rows=count(rows[0]))
-        child.run("seatrial_export.quantize", job, folder=folder, answer=quantize.Quantized, limits=self.limits)
+        self._run(quantize, job, folder, quantize.Quantized)
         return Built(
             candidate=candidate,
             model=folder / quantize.MODEL,
             program=base.program,
             recorded=(f"{bits}-bit-weights",),
         )
+
+    def _run(
+        self, step: ModuleType, job: msgspec.Struct, folder: Path, answer: type[Answer], *, time_s: float | None = None
+    ) -> Answer:
+        limits = self.limits if time_s is None else replace(self.limits, time_s=time_s)
+        return child.run(step.__name__, job, folder=folder, answer=answer, limits=limits, given_up=self.given_up)
+
+
+def _smallest(signature: Signature) -> dict[str, int]:
+    return {axis.name: axis.min for axis in signature.dynamic_axes}

@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -72,10 +73,19 @@ class _Ended(Exception):
 # The parent's half
 
 
-def run(module: str, job: msgspec.Struct, *, folder: Path, answer: type[Answer], limits: Limits) -> Answer:
+def run(
+    module: str,
+    job: msgspec.Struct,
+    *,
+    folder: Path,
+    answer: type[Answer],
+    limits: Limits,
+    given_up: threading.Event | None = None,
+) -> Answer:
     """Do `job` in a child whose working directory is `folder`, new or empty, where its log and files stay.
 
-    Raises `ConversionFailed`, which says how the child ended, where its log is, and how to run it again.
+    Raises `ConversionFailed`, which says how the child ended, where its log is, and how to run it again. Once `given_up`
+    is set, nobody waits for the answer any more, and the child is killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / JOB).write_bytes(msgspec.json.format(msgspec.json.encode(job), indent=2))
@@ -87,7 +97,7 @@ def run(module: str, job: msgspec.Struct, *, folder: Path, answer: type[Answer],
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            _watch(process, limits)
+            _watch(process, limits, given_up or threading.Event())
             return _read_answer(folder, process.returncode, answer)
         except _Ended as end:
             assignments = [f"{name}={value}" for name, value in variables.items()]
@@ -109,13 +119,15 @@ def environment(given: Mapping[str, str], *, threads: int, home: Path) -> dict[s
     }
 
 
-def _watch(process: subprocess.Popen[bytes], limits: Limits) -> None:
+def _watch(process: subprocess.Popen[bytes], limits: Limits, given_up: threading.Event) -> None:
     """Wait until it ends by itself, or raise what limit it passed."""
     deadline = time.monotonic() + limits.time_s
     while True:
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.1)
             return
+        if given_up.is_set():
+            raise _Ended("was killed, because the export ended without it")
         if time.monotonic() > deadline:
             raise _Ended(f"did not finish within {limits.time_s:g} s and was killed")
         if (taken := resident_bytes(process.pid)) > limits.memory_bytes:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from seatrial.cli import json_option, show
+from seatrial.cli import EXIT_NOT_ADMITTED, json_option, show
 from seatrial.errors import InvalidSettings
 
 
@@ -26,7 +26,8 @@ def export(
 ) -> None:
     """Build variants of a model version, prove and measure them, and make the cheapest within the budget its bundle.
 
-    MODEL is NAME/VERSION, NAME@ALIAS or models:/NAME/VERSION.
+    MODEL is NAME/VERSION, NAME@ALIAS or models:/NAME/VERSION. Where no variant meets the budget, the exit code is 3 and
+    the report is written all the same.
 
     \b
     Example:
@@ -39,14 +40,13 @@ def export(
     from seatrial.settings import load_settings
     from seatrial_export.candidate import TARGETS
     from seatrial_export.choose import Budget
-    from seatrial_export.export import Request
-    from seatrial_export.export import export as run
+    from seatrial_export.export import Request, attempt
     from seatrial_export.summary import Progress, summary
 
     try:
         request = Request(
             ref=ModelRef.parse(model),
-            targets=targets or TARGETS,
+            targets=tuple(dict.fromkeys(targets)) or TARGETS,
             budget=Budget.parse(limits),
             samples=samples,
             trust=trust,
@@ -54,9 +54,12 @@ def export(
     except InvalidSettings as error:
         raise click.UsageError(str(error)) from error
     with Progress() as progress:
-        exported = run(request, load_settings(), tell=progress.tell)
-    result = {**msgspec.to_builtins(exported.report), "page": exported.page}
+        exported = attempt(request, load_settings(), tell=progress.tell)
+    result = {**msgspec.to_builtins(exported.report), "page": exported.page, "unmet": exported.unmet}
     show(result, as_json=as_json, text=lambda: summary(exported))
+    if as_json and exported.unmet:  # one document is enough
+        click.get_current_context().exit(EXIT_NOT_ADMITTED)
+    exported.check()
 
 
 @click.command()

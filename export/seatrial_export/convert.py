@@ -16,12 +16,13 @@ MODEL = "model.onnx"
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """`axes` gives for each tensor the names of its dynamic axes by their index."""
+    """`axes` gives for each tensor the names of its dynamic axes by their index, `smallest` the size of each to try."""
 
     program: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     axes: dict[str, dict[int, str]]
+    smallest: dict[str, int]
 
 
 class Converted(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +39,7 @@ def convert(job: Job) -> Converted:
     program = Path(job.program)
     model = onnx.load(program) if program.suffix == ".onnx" else _export(program, job)
     name_axes(model, job.axes)
-    save(model, Path(MODEL))
+    save(model, Path(MODEL), smallest=job.smallest)
     return Converted(operators=operators(model))
 
 

@@ -3,17 +3,19 @@
 Built once for a model version, from real rows where there are any. Knows nothing of candidates or engines.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from seatrial.errors import InvalidSource
 from seatrial.tensors import Array, DynamicAxis, Signature
-from seatrial_export.samples import Inputs, Outputs, Predict, answers, calls, repeat, take
+from seatrial_export.samples import Inputs, Outputs, Predict, answers, calls, count, repeat, take
 
 BATCH_SIZES = (1, 2, 3, 7)
 """And the largest. 7 is neither a power of two nor near one."""
+ROWS_AT_ONCE = 64
+"""In one call, where all rows are asked and the size does not matter."""
 COMPANY = 5
 """Rows that take each other's places."""
 LOUD = 10
@@ -28,6 +30,10 @@ class Case:
     inputs: Inputs
     source: Outputs
     small: bool = False
+
+    @property
+    def alone(self) -> bool:
+        return count(self.inputs) == 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +83,7 @@ def set_exam(signature: Signature, rows: Inputs, predict: Predict, *, padding: i
 
     Raises `InvalidSource` where the source itself answers NaN, or differently to the same row in other company.
     """
-    source = answers(predict, signature, rows, size=64)
+    source = answers(predict, signature, rows, size=ROWS_AT_ONCE)
     for name, array in source.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InvalidSource(f"the source model's output '{name}' holds NaN or infinity for ordinary inputs")
@@ -108,8 +114,12 @@ def _batches(signature: Signature, rows: Inputs) -> Iterator[tuple[str, Inputs]]
     if (axis := signature.batch) is None:
         yield "its fixed size", next(calls(signature, rows, size=1))
     else:
-        for size in _within(axis, (*BATCH_SIZES, axis.max)):
+        for size in _batch_sizes(axis):
             yield f"batch {size}", repeat(rows, size)
+
+
+def _batch_sizes(axis: DynamicAxis) -> list[int]:
+    return _within(axis, (*BATCH_SIZES, axis.max))
 
 
 def _sizes(signature: Signature, rows: Inputs) -> Iterator[tuple[str, Inputs]]:
@@ -153,7 +163,7 @@ def _edges(signature: Signature, rows: Inputs) -> Iterator[tuple[str, Inputs]]:
 
 
 def _companies(signature: Signature, rows: Inputs, *, padding: int | None) -> Iterator[Company]:
-    """Each row alone, at every position of a batch, beside noisy neighbours, and padded."""
+    """Each row alone, in batches of every size, at every position of one, beside noisy neighbours, and padded."""
     if signature.batch is None or signature.batch.max < 2:
         return
     size = min(COMPANY, signature.batch.max)
@@ -161,10 +171,21 @@ def _companies(signature: Signature, rows: Inputs, *, padding: int | None) -> It
     noisy = {name: _noisy(array) for name, array in together.items()}
     yield Company(
         alone=tuple(take(together, slice(row, row + 1)) for row in range(size)),
-        parties=(*_rotations(together, size), *_beside(together, noisy, size)),
+        parties=(
+            *_in_batches(rows, size, _batch_sizes(signature.batch)),
+            *_rotations(together, size),
+            *_beside(together, noisy, size),
+        ),
     )
     if padding is not None:
         yield from _padded(signature, together, padding)
+
+
+def _in_batches(rows: Inputs, size: int, batch_sizes: Sequence[int]) -> Iterator[Party]:
+    """The company at the head of every batch of the grid: a kernel may be wrong at one size alone."""
+    for number in batch_sizes:
+        seats = tuple(position if position < size else None for position in range(number))
+        yield Party(name=f"in a batch of {number}", inputs=repeat(rows, number), seats=seats)
 
 
 def _rotations(together: Inputs, size: int) -> Iterator[Party]:

@@ -20,7 +20,7 @@ from seatrial.registry import ModelRef, ModelVersion
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
 from seatrial.spelling import did_you_mean
-from seatrial_export.build import Built, Tell, build
+from seatrial_export.build import Built, Tell, building
 from seatrial_export.bundling import add_evidence, bundle_up
 from seatrial_export.candidate import CANDIDATES, TARGETS, Candidate, Lost, Verdict
 from seatrial_export.child import Limits, child_limits
@@ -32,7 +32,7 @@ from seatrial_export.publish import REPORT_FOLDER, export_run
 from seatrial_export.report import Report, Row, rows, verdict_sentence
 from seatrial_export.source import Source, download, open_source
 from seatrial_export.trial import Questions, Verified, ask_source, examine, time_all
-from seatrial_export.workplace import workplace
+from seatrial_export.workplace import undisturbed, workplace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +60,31 @@ class Exported:
     report: Report
     bundles: dict[str, Bundle]
     page: str
+    unmet: tuple[str, ...]
+    """The targets without a winner."""
+
+    def check(self) -> None:
+        """Raise `BudgetNotMet` where a target has no variant that meets the budget."""
+        if self.unmet:
+            budget = ", ".join(f"{key}={limit:g}" for key, limit in self.report.budget.items())
+            raise BudgetNotMet(
+                f"no variant of {self.report.model} for {', '.join(self.unmet)} meets the budget {budget}; the report "
+                f"says by how much each misses it: {self.page}"
+            )
 
 
 def export(request: Request, settings: Settings, *, tell: Tell = lambda *_: None) -> Exported:
-    """Build, verify, measure and choose; bundles and report go into the registry. Nothing else of ours runs meanwhile.
+    """As `attempt`, raising `BudgetNotMet` where a target has no winner; the report is in the registry anyway."""
+    exported = attempt(request, settings, tell=tell)
+    exported.check()
+    return exported
 
-    Raises `BudgetNotMet` where a target has no variant that meets the budget; the report is in the registry anyway.
+
+def attempt(request: Request, settings: Settings, *, tell: Tell = lambda *_: None) -> Exported:
+    """Build, verify, measure and choose; bundles and report go into the registry.
+
+    Raises what keeps it from judging at all: `NotInRegistry`, `Untrusted`, `InvalidSource`, `ConversionFailed` where a
+    foreign model cannot be opened, `DiskFull`, `RegistryUnreachable`.
     """
     registry = EmbeddedRegistry(settings)
     version = registry.resolve(request.ref)
@@ -79,10 +98,12 @@ def export(request: Request, settings: Settings, *, tell: Tell = lambda *_: None
         )
         if not any(row.command for row in report.rows):  # else what a failed child left stays, to be looked at
             shutil.rmtree(place)
-    page = f"{run.artifacts}/{REPORT_FOLDER}/{PAGE}"
-    if len(bundles) < len(request.targets):
-        raise BudgetNotMet(_why_none(report, page))
-    return Exported(report=report, bundles=bundles, page=page)
+    return Exported(
+        report=report,
+        bundles=bundles,
+        page=f"{run.artifacts}/{REPORT_FOLDER}/{PAGE}",
+        unmet=tuple(target for target in request.targets if target not in bundles),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,16 +122,17 @@ class _Work:
         candidates = [each for each in self.request.candidates if each.target in self.request.targets]
         with self._step("reading"):
             source = self._read()
-        with self._step("asking the source"):
-            questions = ask_source(source)
-        with self._step("building"):
-            built = build(
-                candidates, source, folder=self.place, settings=self.settings, limits=self._limits, tell=self.tell
-            )
+        with building(
+            candidates, source, folder=self.place, settings=self.settings, limits=self._limits, tell=self.tell
+        ) as underway:
+            with self._step("asking the source"):  # while the first children import what they need
+                questions = ask_source(source)
+            with self._step("building"):
+                built = [each.result() for each in underway]
         with self._step("verifying"):
             examined = [self._examine(each, source, questions, engines) for each in built]
         verified = [each for each in examined if isinstance(each, Verified)]
-        with self._step("measuring"):
+        with self._step("measuring"), undisturbed(self.settings.home):
             variants = self._measure(verified, source)
         judgements = [
             judgement
@@ -214,9 +236,3 @@ class _Work:
     @property
     def _limits(self) -> Limits:
         return child_limits(self.settings)
-
-
-def _why_none(report: Report, page: str) -> str:
-    refused = "\n".join(f"  {row.name}: {row.verdict}: {row.reason}" for row in report.rows)
-    budget = ", ".join(f"{key}={limit:g}" for key, limit in report.budget.items())
-    return f"no variant of {report.model} meets the budget {budget}\n{refused}\nthe whole report: {page}"

@@ -12,10 +12,11 @@ import inspect
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -68,13 +69,15 @@ def refuse(what: str, *, command: str) -> Untrusted:
     )
 
 
-def to_program(job: Job, *, folder: Path, limits: Limits, example: Inputs | None = None) -> tuple[Path, Traced]:
+def to_program(
+    job: Job, *, folder: Path, limits: Limits, example: Inputs | None = None, given_up: threading.Event | None = None
+) -> tuple[Path, Traced]:
     """Have a child turn `job.source` into a program. Raises `ConversionFailed` with the command to run it again."""
     folder.mkdir(parents=True, exist_ok=True)
     if example is not None:
         write_arrays(folder / EXAMPLE, repeat(example, max(2, count(example))))
         job = msgspec.structs.replace(job, example=EXAMPLE)
-    traced = child.run("seatrial_export.foreign", job, folder=folder, answer=Traced, limits=limits)
+    traced = child.run(__name__, job, folder=folder, answer=Traced, limits=limits, given_up=given_up)
     return folder / PROGRAM, traced
 
 
@@ -83,17 +86,17 @@ def to_program(job: Job, *, folder: Path, limits: Limits, example: Inputs | None
 
 def trace(job: Job) -> Traced:
     network = not leave_network()
-    module, example = _open(job)
+    opened, example = _open(job)
     import torch
 
-    if isinstance(module, torch.export.ExportedProgram):
-        program = module
-    elif isinstance(module, torch.nn.Module):
-        program = _export(module, example, job.dynamic)
+    if isinstance(opened, torch.export.ExportedProgram):
+        program = opened
+    elif isinstance(opened, torch.nn.Module):
+        program = _export(opened, example, job.dynamic)
     else:
-        raise InvalidSource(f"{job.source} gave {type(module).__name__}, expected a torch.nn.Module")
+        raise InvalidSource(f"{job.source} gave {type(opened).__name__}, expected a torch.nn.Module")
     torch.export.save(program, PROGRAM)
-    return Traced(network=network, type_name=type(module).__name__)
+    return Traced(network=network, type_name=type(opened).__name__)
 
 
 def leave_network() -> bool:
@@ -111,24 +114,30 @@ def leave_network() -> bool:
     return True
 
 
-def _open(job: Job) -> "tuple[nn.Module | ExportedProgram, list[Any] | dict[str, Any]]":
-    import torch
+Example: TypeAlias = "list[Any] | dict[str, Any]"
+"""What to call a module with: by position or by name; empty where nothing is known."""
 
+
+def _open(job: Job) -> tuple[Any, Example]:
+    """What the source holds or makes, of whatever type, and an example of its inputs."""
     source = Path(job.source)
-    example: list[Any] | dict[str, Any] = _read_example(Path(job.example)) if job.example else []
+    example: Example = _read_example(Path(job.example)) if job.example else []
     if source.suffix == ".pt2":
+        import torch
+
         return torch.export.load(source), example
     if source.is_dir():
         return _open_mlflow(source), example
     made = _call_factory(job.source, Path(job.path))
     module, *rest = made if isinstance(made, tuple) else (made,)
-    if not isinstance(module, torch.nn.Module):
-        raise InvalidSource(f"{job.source} returned {type(module).__name__}, expected a torch.nn.Module")
-    if rest:
-        example = (
-            list(rest[0]) if isinstance(rest[0], tuple | list) else rest[0] if isinstance(rest[0], dict) else [rest[0]]
-        )
-    return module, example
+    return module, _as_example(rest[0]) if rest else example
+
+
+def _as_example(given: Any) -> Example:
+    """What a factory gave beside its module: several inputs, inputs by name, or a single one."""
+    if isinstance(given, tuple | list):
+        return list(given)
+    return given if isinstance(given, dict) else [given]
 
 
 def _open_mlflow(folder: Path) -> "nn.Module":
@@ -158,7 +167,7 @@ def _read_example(path: Path) -> dict[str, Any]:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
-def _export(module: "nn.Module", example: Any, dynamic: tuple[tuple[int, ...], ...]) -> "ExportedProgram":
+def _export(module: "nn.Module", example: Example, dynamic: tuple[tuple[int, ...], ...]) -> "ExportedProgram":
     import torch
 
     if not example:
@@ -176,7 +185,7 @@ def _export(module: "nn.Module", example: Any, dynamic: tuple[tuple[int, ...], .
     return program
 
 
-def _arguments(module: "nn.Module", example: list[Any] | dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+def _arguments(module: "nn.Module", example: Example) -> tuple[list[Any], dict[str, Any]]:
     """By position, unless the example names what `forward` takes."""
     if isinstance(example, Mapping):
         if set(example) <= set(inspect.signature(module.forward).parameters):

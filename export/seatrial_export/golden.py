@@ -13,7 +13,7 @@ import numpy as np
 from seatrial.bundle import Bound, Golden
 from seatrial.protocol import InferRequest, Tensor
 from seatrial.tensors import Array, Signature
-from seatrial_export.exam import Exam
+from seatrial_export.exam import ROWS_AT_ONCE, Exam
 from seatrial_export.samples import Inputs, Outputs, Predict, answers, calls, count, take
 from seatrial_export.verify import Proof, same_top1
 
@@ -49,7 +49,9 @@ def _real(exam: Exam, proof: Proof, variant: Predict) -> Iterator[Inputs]:
     if exam.signature.batch is None:
         yield next(calls(exam.signature, exam.rows, size=1))
         return
-    clear = np.flatnonzero(_clear(exam.source, answers(variant, exam.signature, exam.rows, size=64), proof.rerun))
+    clear = np.flatnonzero(
+        _clear(exam.source, answers(variant, exam.signature, exam.rows, size=ROWS_AT_ONCE), proof.rerun)
+    )
     chosen = clear if clear.size else np.arange(count(exam.rows))
     start = 0
     for size in SIZES:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from mlflow.models import Model
 
-from seatrial.errors import InvalidSource, Untrusted
+from seatrial.errors import BundleCorrupt, InvalidSource, Untrusted
 from seatrial.tensors import DataType, Signature
 from seatrial_export import foreign
 from seatrial_export.child import Limits
@@ -74,7 +74,10 @@ def _open_onnx(data: Path, example: Inputs | None, *, max_batch: int) -> Logged:
 def onnx_signature(program: Path, *, max_batch: int) -> Signature:
     from seatrial_serving.engines.onnxruntime import read_signature
 
-    signature = read_signature(program)
+    try:
+        signature = read_signature(program)
+    except BundleCorrupt as error:
+        raise InvalidSource(f"{program.name} is no ONNX model that can be run: {error}") from error
     if texts := [spec.name for spec in signature.inputs if spec.datatype is DataType.BYTES]:
         raise InvalidSource(f"the inputs {texts} are text; a model that takes token ids can be exported")
     axes = tuple(msgspec.structs.replace(axis, max=max_batch) for axis in signature.dynamic_axes)

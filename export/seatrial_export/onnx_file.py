@@ -41,7 +41,7 @@ def _clear(part: Any) -> None:
 
 def name_axes(model: ModelProto, axes: Axes) -> None:
     """Give the dynamic axes of inputs and outputs our names. Raises `ConversionFailed` where one became fixed."""
-    renamed: dict[str, str] = {}
+    renamed: dict[str, str] = {}  # one symbol may stand at several places
     for value in (*model.graph.input, *model.graph.output):
         for index, name in axes.get(value.name, {}).items():
             size = value.type.tensor_type.shape.dim[index]
@@ -49,26 +49,30 @@ def name_axes(model: ModelProto, axes: Axes) -> None:
                 raise ConversionFailed(
                     f"axis '{name}' of '{value.name}' became fixed at {size.dim_value} in the ONNX graph"
                 )
-            renamed[size.dim_param] = name
+            if size.dim_param:
+                renamed[size.dim_param] = name
+            size.dim_param = name
     for value in (*model.graph.input, *model.graph.output):
         for size in value.type.tensor_type.shape.dim:
             if size.dim_param in renamed:
                 size.dim_param = renamed[size.dim_param]
 
 
-def save(model: ModelProto, path: Path) -> None:
-    """Clean, write, and run once: what cannot be loaded, or crashes the runtime, fails here, in the child."""
+def save(model: ModelProto, path: Path, *, smallest: Mapping[str, int]) -> None:
+    """Clean, write, and run once: what cannot be loaded, or crashes the runtime, fails here, in the child.
+
+    `smallest` is the size to run with of each dynamic axis, by its name.
+    """
     clean(model)
     onnx.save(model, path)
-    try_out(path)
+    _try_out(path, smallest)
 
 
-def try_out(path: Path) -> None:
-    """Run zeros through the file, every dynamic axis at its smallest."""
+def _try_out(path: Path, smallest: Mapping[str, int]) -> None:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    session.run(None, {value.name: _zeros(value) for value in session.get_inputs()})
+    session.run(None, {value.name: _zeros(value, smallest) for value in session.get_inputs()})
 
 
 def operators(model: ModelProto) -> tuple[str, ...]:
@@ -86,6 +90,6 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
                 yield from _graphs(inner)
 
 
-def _zeros(value: ort.NodeArg) -> Array:
-    shape = [size if isinstance(size, int) else 1 for size in value.shape]
+def _zeros(value: ort.NodeArg, smallest: Mapping[str, int]) -> Array:
+    shape = [size if isinstance(size, int) else smallest.get(size, 1) for size in value.shape]
     return np.zeros(shape, DATATYPES[value.type].numpy)

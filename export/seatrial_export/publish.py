@@ -2,7 +2,7 @@
 
 The model version carries tags only. Its bundle tag is written last, and until then the run that the version names holds
 every bundle that the version ever named: whoever resolves it meanwhile finds what was there before. A killed export
-leaves a run that says RUNNING, which the next export from the same home closes.
+leaves a run that says RUNNING, which the next export from the same home takes over.
 """
 
 import re
@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Run
 from mlflow.exceptions import MlflowException
 
 from seatrial.bundle import Bundle
@@ -25,7 +26,8 @@ from seatrial.settings import Settings
 from seatrial_export.report import Report, Row
 
 EXPERIMENT = "seatrial/export"
-OF_TAG, OWNER_TAG, VERDICT_TAG = "seatrial.export_of", "seatrial.owner", "seatrial.verdict"
+OF_TAG, OWNER_TAG = "seatrial.export_of", "seatrial.owner"
+VERDICT_TAG, INTERRUPTED_TAG = "seatrial.verdict", "seatrial.interrupted"
 REPORT_FOLDER = "report"
 LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]+)")
 """The source of a version that was made from a LoggedModel; MLflow keeps its id nowhere else."""
@@ -45,13 +47,18 @@ class ExportRun:
         """Log everything, and only then let the version name its new bundles, one for each target."""
         tell("logging report and variants")
         self._log_report(report, page)
-        self._log_variants(report.rows)
-        if not bundles:
-            return
-        tell("logging the bundle")
-        for bundle in bundles.values():
-            self._log_bundle(bundle)
-        self._carry_over(store)
+        outputs = self._log_variants(report.rows)
+        if bundles:
+            tell("logging the bundle")
+            for bundle in bundles.values():
+                self._log_bundle(bundle)
+            self._carry_over(store)
+        if outputs:
+            self.registry.client.log_outputs(self.id, outputs)
+        if bundles:
+            self._name(bundles, tell)
+
+    def _name(self, bundles: dict[str, Bundle], tell: Callable[[str], None]) -> None:
         tell("naming the run")
         self._tag(EXPORT_RUN_TAG, self.id)
         tell("naming the bundle")
@@ -67,8 +74,8 @@ class ExportRun:
         client.log_artifact(self.id, str(page), REPORT_FOLDER)
         client.set_tag(self.id, VERDICT_TAG, report.verdict)
 
-    def _log_variants(self, rows: Sequence[Row]) -> None:
-        """Each candidate that was measured, as a LoggedModel that this run put out."""
+    def _log_variants(self, rows: Sequence[Row]) -> list[LoggedModelOutput]:
+        """Each candidate that was measured, as a LoggedModel; what the run can name as its outputs."""
         client = self.registry.client
         outputs, metrics = [], []
         for row in rows:
@@ -85,9 +92,8 @@ class ExportRun:
             client.finalize_logged_model(model.model_id, "READY")
             outputs.append(LoggedModelOutput(model.model_id, step=0))
             metrics += [_metric(name, value, model.model_id) for name, value in row.metrics().items()]
-        if outputs:
-            client.log_outputs(self.id, outputs)
-            client.log_batch(self.id, metrics=metrics)
+        client.log_batch(self.id, metrics=metrics)
+        return outputs
 
     def _carry_over(self, store: Path) -> None:
         """Put the bundles that the version names already into this run too, before it names this run."""
@@ -103,7 +109,7 @@ class ExportRun:
 
 @contextmanager
 def export_run(registry: EmbeddedRegistry, version: ModelVersion, settings: Settings) -> Iterator[ExportRun]:
-    """A new run for exporting `version`; how the block ends decides its status. Nobody else exports it from this home.
+    """A run for exporting `version`; how the block ends decides its status. Nobody else exports it from this home.
 
     An error of MLflow's inside the block says that the same command does it again.
     """
@@ -111,10 +117,7 @@ def export_run(registry: EmbeddedRegistry, version: ModelVersion, settings: Sett
     try:
         experiment = registry.experiment(EXPERIMENT)
         owner = f"{socket.gethostname()}:{settings.home.absolute()}"
-        _close_killed(registry, experiment, version, owner=owner)
-        run = client.create_run(experiment, tags={OF_TAG: str(version), OWNER_TAG: owner}, run_name=str(version))
-        if source := LOGGED_MODEL.fullmatch(version.source):
-            client.log_inputs(run.info.run_id, models=[LoggedModelInput(source["id"])])
+        run = _take_over(client, experiment, version, owner) or _begin(client, experiment, version, owner)
         try:
             yield ExportRun(
                 id=run.info.run_id,
@@ -134,20 +137,33 @@ def export_run(registry: EmbeddedRegistry, version: ModelVersion, settings: Sett
         ) from error
 
 
-def _close_killed(registry: EmbeddedRegistry, experiment: str, version: ModelVersion, *, owner: str) -> None:
-    """End the runs that a killed export of this version left open, and take back the variants that it had logged.
+def _begin(client: MlflowClient, experiment: str, version: ModelVersion, owner: str) -> Run:
+    run = client.create_run(experiment, tags={OF_TAG: str(version), OWNER_TAG: owner}, run_name=str(version))
+    if source := LOGGED_MODEL.fullmatch(version.source):
+        client.log_inputs(run.info.run_id, models=[LoggedModelInput(source["id"])])
+    return run
 
-    Only those from this home, which nobody else can be exporting from: another machine's run may be alive.
+
+def _take_over(client: MlflowClient, experiment: str, version: ModelVersion, owner: str) -> Run | None:
+    """The run that a killed export of `version` left open, marked, without the variants that it had logged already.
+
+    One that had come to its outputs, which cannot be taken back, is ended instead. Only runs from this home count, which
+    nobody else can be exporting from: another machine's run may be alive.
     """
-    client = registry.client
-    left = client.search_runs(
-        [experiment],
-        f"attributes.status = 'RUNNING' and tags.`{OF_TAG}` = '{version}' and tags.`{OWNER_TAG}` = '{owner}'",
-    )
+    left = client.search_runs([experiment], f"attributes.status = 'RUNNING' and tags.`{OF_TAG}` = '{version}'")
+    taken = None
     for run in left:
-        for model in client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'"):
+        if run.data.tags.get(OWNER_TAG) != owner:
+            continue
+        run_id = run.info.run_id
+        for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
             client.delete_logged_model(model.model_id)
-        client.set_terminated(run.info.run_id, "KILLED")
+        client.set_tag(run_id, INTERRUPTED_TAG, "true")
+        if taken is None and not (run.outputs and run.outputs.model_outputs):
+            taken = run
+        else:
+            client.set_terminated(run_id, "KILLED")
+    return taken
 
 
 def _metric(name: str, value: float, model_id: str) -> Metric:

@@ -33,18 +33,20 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """Labelled rows that nothing was fitted to, and how the source model did on them."""
+    """Labelled rows that nothing was fitted to, and how the source model did on them, `batch_size` at a time."""
 
     split: Split
     source: Score
+    batch_size: int
 
 
-def hold_out(split: Split, predict: Predict) -> HeldOut:
-    return HeldOut(split=split, source=score(predict, split, batch_size=SCORING_BATCH))
+def hold_out(split: Split, predict: Predict, *, max_batch: int) -> HeldOut:
+    size = min(SCORING_BATCH, max_batch)
+    return HeldOut(split=split, source=score(predict, split, batch_size=size), batch_size=size)
 
 
 def by_labels(predict: Predict, held_out: HeldOut) -> Quality:
-    found = score(predict, held_out.split, batch_size=SCORING_BATCH)
+    found = score(predict, held_out.split, batch_size=held_out.batch_size)
     return Quality(
         metric=found.metric,
         basis="labels",

@@ -24,11 +24,15 @@ QUANTIZABLE = MATRIX_PRODUCTS | {"Conv"}
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """`calibration` is an .npz with one array for each input; `rows` is how many of them one call takes."""
+    """`calibration` is an .npz with one array for each input; `rows` is how many of them one call takes.
+
+    `smallest` is the size of each dynamic axis to try the result with.
+    """
 
     model: str
     mode: Literal["static", "dynamic"]
     weight_bits: Literal[7, 8]
+    smallest: dict[str, int]
     calibration: str = ""
     rows: int = CALIBRATION_CALL
 
@@ -72,7 +76,7 @@ def quantize(job: Job) -> Quantized:
             calibrate_method=quantization.CalibrationMethod.MinMax,
             **how,
         )
-    save(onnx.load("quantized.onnx"), Path(MODEL))
+    save(onnx.load("quantized.onnx"), Path(MODEL), smallest=job.smallest)
     return Quantized()
 
 

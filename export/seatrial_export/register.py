@@ -13,13 +13,15 @@ from pathlib import Path
 import mlflow.artifacts
 import mlflow.pyfunc
 import msgspec
+import onnx
+from google.protobuf.message import EncodeError
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.models.utils import _save_example as save_example
 from mlflow.types import Schema
 from mlflow.types import TensorSpec as MlflowTensorSpec
 
-from seatrial.errors import InvalidSource, NotInRegistry
+from seatrial.errors import InvalidSource, NotInRegistry, RegistryUnreachable
 from seatrial.registry import ModelRef, ModelVersion
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
@@ -56,7 +58,12 @@ def register(source: str, *, name: str, settings: Settings, example: Path | None
         logged = _open(source, rows, permission, place=Path(place), max_batch=settings.export.max_batch)
         inputs = fitted(logged.example, logged.signature, whose="the example") if logged.example else None
         reference(logged.program, logged.signature)(inputs or noise(logged.signature))
-        return _log(logged, inputs, name=name, source=source, registry=registry, folder=Path(place) / "model")
+        try:
+            return _log(logged, inputs, name=name, source=source, registry=registry, folder=Path(place) / "model")
+        except MlflowException as error:
+            raise RegistryUnreachable(
+                f"the registry at {settings.tracking_uri} failed: {error}. No version was made; run the same command again"
+            ) from error
 
 
 def _open(source: str, rows: Inputs | None, trust: Trust, *, place: Path, max_batch: int) -> Logged:
@@ -120,7 +127,7 @@ def _write(logged: Logged, example: Inputs | None, folder: Path, *, model_id: st
     model = Model(model_id=model_id, signature=_mlflow_signature(logged.signature))
     torch_program = logged.program.suffix == TORCH_PROGRAM
     data = "data/model.pt2" if torch_program else "data/model.onnx"
-    shutil.copyfile(logged.program, folder / data)
+    _copy_program(logged.program, folder / data)
     (folder / FOLDER / SIGNATURE).write_bytes(msgspec.json.encode(logged.signature))
     if example is not None:
         arrays = list(example.values())
@@ -132,6 +139,25 @@ def _write(logged: Logged, example: Inputs | None, folder: Path, *, model_id: st
         model.add_flavor("onnx", data=data, onnx_version=installed("onnx"), providers=["CPUExecutionProvider"])
         mlflow.pyfunc.add_to_model(model, loader_module="mlflow.onnx", data=data)
     model.save(str(folder / "MLmodel"))
+
+
+def _copy_program(program: Path, into: Path) -> None:
+    """The very file that was given; an ONNX file whose weights lie in others is made whole."""
+    if program.suffix == ONNX and (weights := _weight_files(program)):
+        try:
+            onnx.save(onnx.load(program), into)
+        except (OSError, ValueError, onnx.checker.ValidationError, EncodeError) as error:
+            raise InvalidSource(
+                f"{program} keeps its weights in {', '.join(weights)}, and they cannot be put into one file: {error}"
+            ) from error
+    else:
+        shutil.copyfile(program, into)
+
+
+def _weight_files(program: Path) -> list[str]:
+    model = onnx.load(program, load_external_data=False)
+    entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
+    return sorted({entry.value for entry in entries if entry.key == "location"})
 
 
 def _mlflow_signature(signature: Signature) -> ModelSignature:

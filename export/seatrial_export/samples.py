@@ -12,6 +12,9 @@ import numpy as np
 from seatrial.errors import InvalidSource, WrongInput
 from seatrial.tensors import Array, Signature, TensorSpec
 
+PANDAS_INDEX = "__index_level_"
+"""How the columns begin in which pandas keeps the row names of a table."""
+
 Inputs: TypeAlias = Mapping[str, Array]
 Outputs: TypeAlias = Mapping[str, Array]
 Predict: TypeAlias = Callable[[Inputs], Outputs]
@@ -41,11 +44,12 @@ def joined(parts: list[Inputs]) -> dict[str, Array]:
 
 
 def calls(signature: Signature, inputs: Inputs, *, size: int) -> Iterator[Inputs]:
-    """Consecutive calls of at most `size` rows; of exactly the fixed size where the model has no batch axis."""
+    """Consecutive calls of at most `size` rows, or what the model takes; of its fixed size where it has no batch axis."""
     if signature.batch is None:
         size = fixed_size(signature)
         usable = count(inputs) - count(inputs) % size
     else:
+        size = min(size, signature.batch.max)
         usable = count(inputs)
     for start in range(0, usable, size):
         yield take(inputs, slice(start, min(start + size, usable)))
@@ -129,4 +133,5 @@ def _read_parquet(path: Path) -> dict[str, Array]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    return {name: np.array(table.column(name).to_pylist()) for name in table.column_names}
+    names = [name for name in table.column_names if not name.startswith(PANDAS_INDEX)]
+    return {name: np.array(table.column(name).to_pylist()) for name in names}

@@ -54,6 +54,10 @@ class Source:
         return self.retrainable.labels if isinstance(self.retrainable, Retrainable) else ()
 
     @property
+    def max_batch(self) -> int:
+        return self.signature.batch.max if self.signature.batch else 1
+
+    @property
     def basis(self) -> str:
         """How variants are judged, in a sentence."""
         if self.held_out is not None:
@@ -90,6 +94,8 @@ def open_source(
     dataset, notes = _load_dataset(retrainable, settings)
     rows = settings.export.calibration_rows
     material = _from_dataset(dataset, rows=rows) if dataset else _from_samples(logged, samples, rows=rows)
+    if dataset and samples:
+        notes += (f"{samples} was not needed: the model came with labelled data, which says more",)
     return Source(
         version=version,
         files=files,

@@ -4,6 +4,7 @@ import io
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress as Bars
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -12,6 +13,8 @@ from seatrial_export.export import Exported
 from seatrial_export.report import Report, Row
 
 WIDTH = 118
+FRONT_MARK = "*"
+"""At the name of a variant on the Pareto front."""
 
 
 class Progress:
@@ -44,17 +47,25 @@ class Progress:
 
 def summary(exported: Exported) -> str:
     """The verdict, the table of candidates, and what to type next."""
+    report = exported.report
     console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False)
-    console.print(exported.report.verdict, highlight=False)
-    console.print(exported.report.basis, highlight=False)
-    console.print(table(exported.report))
-    name, version = exported.report.model.removeprefix("models:/").rsplit("/", 1)
-    console.print(f"report   {exported.page}", highlight=False, soft_wrap=True)
+    for sentence in (report.verdict, report.basis, *(f"Note: {note}." for note in report.notes)):
+        console.print(sentence, highlight=False, markup=False)
+    console.print(table(report))
+    console.print(f"{FRONT_MARK} no other is both better and faster", highlight=False)
+    console.print(f"report   {exported.page}", highlight=False, markup=False, soft_wrap=True)
     for target, bundle in exported.bundles.items():
-        console.print(f"bundle   {target}: {bundle.path}", highlight=False, soft_wrap=True)
-    console.print(f"next     seatrial promote {name} {version}", highlight=False)
+        console.print(f"bundle   {target}: {bundle.path}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"next     {_next(exported)}", highlight=False, markup=False)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().rstrip()
+
+
+def _next(exported: Exported) -> str:
+    name, version = exported.report.model.removeprefix("models:/").rsplit("/", 1)
+    if exported.unmet:
+        return f"seatrial export {name}/{version} --budget KEY=VALUE, with a limit that can be met"
+    return f"seatrial promote {name} {version}"
 
 
 def table(report: Report) -> Table:
@@ -64,7 +75,8 @@ def table(report: Report) -> Table:
         drawn.add_column(heading, justify="right", no_wrap=True)
     drawn.add_column("verdict")
     for row in report.rows:
-        drawn.add_row(row.name, *_numbers(row), f"{row.verdict}: {row.reason}")
+        name = f"{row.name} {FRONT_MARK}" if row.on_front else row.name
+        drawn.add_row(*map(escape, (name, *_numbers(row), f"{row.verdict}: {row.reason}")))
     return drawn
 
 

@@ -48,7 +48,7 @@ def ask_source(source: Source) -> Questions:
     return Questions(
         answer=answer,
         exam=set_exam(source.signature, source.rows, answer, padding=source.padding),
-        held_out=hold_out(source.held_out, answer) if source.held_out else None,
+        held_out=hold_out(source.held_out, answer, max_batch=source.max_batch) if source.held_out else None,
     )
 
 

@@ -5,6 +5,7 @@ distance is measured, and only nonsense, a fixed batch, and answers that depend 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from seatrial.bundle.evidence import Agreement
 from seatrial.errors import EngineFailed
 from seatrial.tensors import Array
 from seatrial_export.candidate import Candidate
-from seatrial_export.exam import Case, Exam
+from seatrial_export.exam import ROWS_AT_ONCE, Case, Exam
 from seatrial_export.samples import Outputs, Predict, answers
 
 FLOAT_TOLERANCE = 1e-4
@@ -24,7 +25,7 @@ FLOAT_RERUN = 1e-5
 INT8_STEPS = 4
 """Quantization steps of the output by which another CPU's INT8 kernels may round differently."""
 NEIGHBOURS_COST = 2.0
-"""How many times its own distance from the source a quantized variant's answer may move because of neighbours."""
+"""How many times its distance from the source, when alone, a quantized variant's answer may move because of neighbours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,18 +47,16 @@ def verify(candidate: Candidate, predict: Predict, exam: Exam, *, program: Predi
     Raises `Unfaithful` with the first thing that is wrong.
     """
     try:
-        if program is not None:
-            for case in exam.cases:
-                _check_equal(case.name, predict(case.inputs), program(case.inputs), exam.scale)
-        asked = [(case, _answered(case, predict)) for case in exam.cases]
-        if not candidate.lossy:
-            for case, answer in asked:
+        asked = [(case, _formed(case.name, predict(case.inputs), case.source)) for case in exam.cases]
+        for case, answer in asked:
+            if program is not None:
+                _check_equal(case.name, answer, program(case.inputs), exam.scale)
+            if not candidate.lossy:
                 _check_equal(case.name, answer, case.source, exam.scale)
-        distance = {
-            name: max(_apart(answer[name], case.source[name]) for case, answer in asked) for name in exam.source
-        }
-        _check_company(predict, exam, _allowed_in_company(candidate, distance, exam.scale))
-        rows = answers(predict, exam.signature, exam.rows, size=64)
+        distance = _distance(asked, exam)
+        alone = [(case, answer) for case, answer in asked if case.alone]
+        _check_company(predict, exam, _allowed_in_company(candidate, _distance(alone, exam), exam.scale))
+        rows = _formed("real rows", answers(predict, exam.signature, exam.rows, size=ROWS_AT_ONCE), exam.source)
     except EngineFailed as error:
         raise Unfaithful(f"the engine refused inputs that the source takes: {error}") from error
     rerun = {name: _rerun_bound(candidate, rows[name], distance[name], exam.scale[name]) for name in exam.source}
@@ -95,14 +94,16 @@ def _cosine(one: Array, other: Array) -> Array:
     return np.asarray(np.where(nonzero, (a * b).sum(axis=-1) / np.where(nonzero, lengths, 1), (a == b).all(axis=-1)))
 
 
-def _answered(case: Case, predict: Predict) -> Outputs:
-    """Its answer, in the shape of the source's and without NaN."""
-    answer = predict(case.inputs)
-    for name, expected in case.source.items():
-        if answer[name].shape != expected.shape:
-            raise Unfaithful(f"{case.name}: '{name}' has shape {list(answer[name].shape)}, not {list(expected.shape)}")
-        if expected.dtype.kind == "f" and not np.isfinite(answer[name]).all():
-            raise Unfaithful(f"{case.name}: '{name}' holds NaN or infinity where the source has numbers")
+def _formed(where: str, answer: Outputs, expected: Outputs) -> Outputs:
+    """`answer`, if it has the types and shapes of the source's and is without NaN."""
+    for name, array in expected.items():
+        found = answer[name]
+        if (found.dtype, found.shape) != (array.dtype, array.shape):
+            raise Unfaithful(
+                f"{where}: '{name}' is {found.dtype}{list(found.shape)}, the source's is {array.dtype}{list(array.shape)}"
+            )
+        if array.dtype.kind == "f" and not np.isfinite(found).all():
+            raise Unfaithful(f"{where}: '{name}' holds NaN or infinity where the source has numbers")
     return answer
 
 
@@ -113,6 +114,14 @@ def _check_equal(where: str, found: Outputs, expected: Outputs, scale: dict[str,
         within = apart <= (bound + FLOAT_TOLERANCE * np.abs(array) if array.dtype.kind == "f" else 0)
         if not within.all():
             raise Unfaithful(f"{where}: '{name}' is {apart.max():.3g} from the source's, {bound:.3g} is allowed")
+
+
+def _distance(asked: Sequence[tuple[Case, Outputs]], exam: Exam) -> dict[str, float]:
+    """For each output, the largest distance from the source in any of the answers."""
+    return {
+        name: max((_apart(answer[name], case.source[name]) for case, answer in asked), default=0.0)
+        for name in exam.source
+    }
 
 
 def _allowed_in_company(candidate: Candidate, distance: dict[str, float], scale: dict[str, float]) -> dict[str, float]:

@@ -1,4 +1,7 @@
-"""The folder in which one model version is exported: one export at a time, emptied when the next begins."""
+"""The folder in which one model version is exported: one export at a time, emptied when the next begins.
+
+Exports of different versions may run side by side, but they take turns at measuring.
+"""
 
 import fcntl
 import shutil
@@ -27,3 +30,11 @@ def workplace(home: Path, version: ModelVersion) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         yield place
+
+
+@contextmanager
+def undisturbed(home: Path) -> Iterator[None]:
+    """Hold, for measuring, the lock that all exports from `home` share; waits while another one measures."""
+    with (home.absolute() / "export" / "measuring.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

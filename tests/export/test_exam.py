@@ -1,0 +1,186 @@
+"""The exam that every candidate sits: each fault that an exporter is known for is caught, and nothing else is."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seatrial.errors import InvalidSource
+from seatrial.tensors import Array, DataType, DynamicAxis, Signature, TensorSpec
+from seatrial_export.build import Built
+from seatrial_export.candidate import CANDIDATES, Candidate, Lost, Verdict
+from seatrial_export.exam import set_exam
+from seatrial_export.golden import record
+from seatrial_export.samples import Inputs, Outputs
+from seatrial_export.trial import Verified, ask_source, examine
+from seatrial_export.verify import Unfaithful, round_up, verify
+from tests.export.models import FLOAT_FAULTS, LOSSY_FAULTS, Break, linear_source, right, some_rows
+from tests.serving.models import SIGNATURE, linear
+
+FLOAT, DYNAMIC, STATIC, PRUNED = CANDIDATES
+
+
+def sit(candidate: Candidate, break_: Break, folder: Path) -> Verified | Lost:
+    """The exam, as an export holds it: the file in a bundle, opened by the engine that will serve it."""
+    source = linear_source(folder)
+    built = Built(candidate=candidate, model=break_(folder / "candidate.onnx"))
+    found = examine(built, source, ask_source(source), store=folder / "bundles", threads=1)
+    if isinstance(found, Verified):
+        found.engine.close()
+    return found
+
+
+@pytest.mark.parametrize("candidate", CANDIDATES[:3], ids=lambda candidate: candidate.name)
+def test_a_faithful_candidate_passes(candidate: Candidate, tmp_path: Path) -> None:
+    found = sit(candidate, right, tmp_path)
+    assert isinstance(found, Verified)
+    assert found.proof.agreement.max_absolute < 1e-6
+    assert found.proof.agreement.top1 == 1
+    assert found.proof.agreement.cosine == pytest.approx(1)
+    assert found.quality.basis == "agreement"
+    assert found.quality.rows == 16
+
+
+@pytest.mark.parametrize(("break_", "words"), FLOAT_FAULTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_float_candidate_with_a_fault_is_found_out(break_: Break, words: str, tmp_path: Path) -> None:
+    found = sit(FLOAT, break_, tmp_path)
+    assert isinstance(found, Lost)
+    assert found.verdict is Verdict.UNFAITHFUL
+    assert re.search(words, found.reason)
+
+
+@pytest.mark.parametrize(("break_", "words"), LOSSY_FAULTS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize("candidate", [DYNAMIC, STATIC], ids=lambda candidate: candidate.name)
+def test_a_quantized_candidate_may_be_off_but_not_broken(
+    candidate: Candidate, break_: Break, words: str, tmp_path: Path
+) -> None:
+    found = sit(candidate, break_, tmp_path)
+    assert isinstance(found, Lost)
+    assert found.verdict is Verdict.UNFAITHFUL
+    assert re.search(words, found.reason)
+
+
+def test_a_quantized_candidate_that_is_evenly_off_passes_with_its_distance_in_the_proof() -> None:
+    exam = set_exam(SIGNATURE, some_rows(), source)
+    proof = verify(STATIC, lambda inputs: {"y": linear(inputs["x"], scale=1.01)}, exam)
+    assert 0.01 < proof.agreement.max_absolute < 0.2
+    assert proof.agreement.max_relative == proof.agreement.max_absolute / exam.scale["y"]
+    assert proof.rerun["y"].steps == 4
+    assert proof.rerun["y"].top1
+    step = np.ptp(linear(some_rows()["x"], scale=1.01)) / 255
+    assert proof.rerun["y"].absolute == round_up(4 * float(step))
+
+
+def test_a_pruned_candidate_must_equal_the_program_that_it_was_converted_from() -> None:
+    """It differs from the source by training; from its own program by nothing."""
+    exam = set_exam(SIGNATURE, some_rows(), source)
+
+    def retrained(inputs: Inputs) -> Outputs:
+        return {"y": linear(inputs["x"], scale=1.1)}
+
+    assert verify(PRUNED, retrained, exam, program=retrained).agreement.max_absolute > 0.1
+    with pytest.raises(Unfaithful, match=r"batch 1: 'y' is .* from the source's"):
+        verify(PRUNED, source, exam, program=retrained)
+
+
+def test_the_grid_has_sizes_that_are_no_power_of_two_edges_and_the_largest_batch() -> None:
+    exam = set_exam(SIGNATURE, some_rows(), source)
+    assert [case.name for case in exam.cases] == [
+        "batch 1", "batch 2", "batch 3", "batch 7", "batch 64", "zeros", "lowest", "highest", "in turn",
+    ]  # fmt: skip
+    [company] = exam.companies
+    assert list(dict.fromkeys(party.name for party in company.parties)) == [
+        *(f"in a batch of {size}" for size in (1, 2, 3, 7, 64)), "among other rows", "beside rows of 10 times the range",
+    ]  # fmt: skip
+    among = [party for party in company.parties if party.name == "among other rows"]
+    seen = {(row, position) for party in among for position, row in enumerate(party.seats)}
+    assert seen == {(row, position) for row in range(5) for position in range(5)}
+
+
+def test_a_source_that_answers_nan_or_mixes_its_rows_is_refused() -> None:
+    def nan(inputs: Inputs) -> Outputs:
+        return {"y": linear(inputs["x"]) * np.float32(np.nan)}
+
+    def mixing(inputs: Inputs) -> Outputs:
+        return {"y": linear(inputs["x"]) - linear(inputs["x"]).mean(axis=0, keepdims=True)}
+
+    with pytest.raises(InvalidSource, match="NaN or infinity for ordinary inputs"):
+        set_exam(SIGNATURE, some_rows(), nan)
+    with pytest.raises(InvalidSource, match=r"itself answers a row differently .*fixed batch of 1"):
+        set_exam(SIGNATURE, some_rows(), mixing)
+
+
+TEXT = Signature(
+    inputs=(TensorSpec(name="ids", datatype=DataType.INT64, shape=(-1, -1)),),
+    outputs=(TensorSpec(name="y", datatype=DataType.FP32, shape=(-1, 1)),),
+    dynamic_axes=(
+        DynamicAxis(name="batch", at={"ids": 0, "y": 0}, max=8),
+        DynamicAxis(name="tokens", at={"ids": 1}, min=2, max=9),
+    ),
+)
+IDS = {"ids": np.array([[5, 3, 0, 0], [2, 0, 0, 0], [1, 1, 4, 2], [3, 0, 0, 0], [9, 9, 9, 0]])}
+
+
+def mean_of_tokens(inputs: Inputs) -> Outputs:
+    """As a careful model: padding counts for nothing."""
+    ids = inputs["ids"]
+    return {"y": (ids.sum(axis=1, keepdims=True) / (ids != 0).sum(axis=1, keepdims=True).clip(1)).astype(np.float32)}
+
+
+def test_lengths_are_tried_from_the_shortest_to_the_longest_and_padding_must_not_be_heard() -> None:
+    exam = set_exam(TEXT, IDS, mean_of_tokens, padding=0)
+    assert [case.name for case in exam.cases if "tokens" in case.name] == [
+        "tokens 2",
+        "tokens 3",
+        "tokens 5",
+        "tokens 9",
+    ]
+
+    def careless(inputs: Inputs) -> Outputs:
+        """As an exporter that lost the mask: one more for each padded token beyond the row's own."""
+        ids = inputs["ids"]
+        return {
+            "y": mean_of_tokens(inputs)["y"]
+            + (np.float32(1e-2) * (ids == 0).sum(axis=1, keepdims=True)).astype(np.float32)
+        }
+
+    verify(FLOAT, mean_of_tokens, exam)
+    with pytest.raises(Unfaithful, match=r"padded|lowest|batch"):
+        verify(FLOAT, careless, exam)
+    with pytest.raises(InvalidSource, match="itself answers a row differently padded"):
+        set_exam(TEXT, IDS, careless, padding=0)
+
+
+def test_golden_requests_of_a_quantized_variant_are_those_whose_largest_output_is_clear() -> None:
+    """Of 16 rows only those with a margin: a rounding elsewhere must not turn the answer of a golden request."""
+    exam = set_exam(SIGNATURE, some_rows(), source)
+    proof = verify(STATIC, source, exam)
+    recording = record(exam, proof, source=source, variant=source)
+    for golden in recording.golden:
+        top = np.sort(golden.rerun[0].array, axis=-1)
+        assert (top[:, -1] - top[:, -2] > 2 * proof.rerun["y"].absolute).all()
+    assert recording.rerun["y"].top1
+    assert [len(golden.request.inputs[0].array) for golden in recording.golden][:4] == [1, 1, 2, 4]
+
+
+def test_where_no_row_is_clear_the_golden_requests_do_not_ask_for_the_largest() -> None:
+    def flat(inputs: Inputs) -> Outputs:
+        return {"y": np.tile(linear(inputs["x"])[:, :1], 3)}
+
+    exam = set_exam(SIGNATURE, some_rows(), flat)
+    recording = record(exam, verify(STATIC, flat, exam), source=flat, variant=flat)
+    assert len(recording.golden) == 8
+    assert not recording.rerun["y"].top1
+    assert not recording.source["y"].top1
+
+
+@given(st.floats(1e-12, 1e12))
+def test_a_bound_is_rounded_up_to_two_digits(number: float) -> None:
+    assert number * (1 - 1e-9) <= round_up(number) <= 1.1 * number * (1 + 1e-9)
+
+
+def source(inputs: Inputs) -> dict[str, Array]:
+    return {"y": linear(inputs["x"])}
