@@ -2,7 +2,7 @@
 
 Each is a function of the whole batch, drawn from torch's global generator, which `fit` seeds for every epoch.
 
-B batch · C channels · H height · W width
+B batch · C channels · H height · W width · T tokens
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,8 +14,12 @@ from torch.nn import functional
 from seatrial.errors import InvalidRecipe
 from seatrial.spelling import did_you_mean
 from seatrial_models.architecture import Inputs
+from seatrial_training.data import PADDING_ID, UNKNOWN_ID
 
 Augmentation: TypeAlias = Callable[[Inputs], Inputs]
+
+FORGOTTEN = 0.1
+"""The part of all tokens that `forget` makes unknown."""
 
 
 def augmentations(names: Iterable[str]) -> tuple[Augmentation, ...]:
@@ -46,4 +50,23 @@ def flip(inputs: Inputs) -> Inputs:
     return inputs | {"pixels": torch.where(mirrored_B111, pixels_BCHW.flip(-1), pixels_BCHW)}
 
 
-AUGMENTATIONS: Mapping[str, Augmentation] = {"crop": crop, "flip": flip}
+def shrink(inputs: Inputs, scale: float) -> Inputs:
+    """Make each image smaller. Not random, and not among `AUGMENTATIONS`: only some epochs do it."""
+    return inputs | {"pixels": functional.interpolate(inputs["pixels"], scale_factor=scale, mode="area")}
+
+
+def forget(inputs: Inputs) -> Inputs:
+    """Make a tenth of all tokens unknown, so that no text is known by one word alone."""
+    ids_BT = inputs["token_ids"]
+    forgotten_BT = (torch.rand(ids_BT.shape) < FORGOTTEN) & (ids_BT != PADDING_ID)
+    return inputs | {"token_ids": ids_BT.masked_fill(forgotten_BT, UNKNOWN_ID)}
+
+
+def trim(inputs: Inputs) -> Inputs:
+    """Cut off what is padding in every text of the batch: most texts are much shorter than the longest."""
+    ids_BT = inputs["token_ids"]
+    longest = int((ids_BT != PADDING_ID).sum(dim=1).max())
+    return inputs | {"token_ids": ids_BT[:, : max(longest, 1)]}
+
+
+AUGMENTATIONS: Mapping[str, Augmentation] = {"crop": crop, "flip": flip, "forget": forget, "trim": trim}

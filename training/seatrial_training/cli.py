@@ -55,7 +55,7 @@ def _train(name: str, changes: tuple[str, ...], *, fresh: bool, as_json: bool) -
     settings = load_settings()
     recipe = load_recipe(name, changes=changes)
     console = Console(stderr=True, highlight=False)
-    console.print(f"[bold]{recipe.name}[/]: {recipe.description}")
+    console.print(f"[bold]{recipe.name}[/]: {recipe.description}", soft_wrap=True)
 
     from seatrial_training.progress import ProgressBar
     from seatrial_training.train import train

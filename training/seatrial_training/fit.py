@@ -28,7 +28,7 @@ from seatrial.errors import InvalidRecipe
 from seatrial_models import architecture
 from seatrial_models.architecture import Inputs
 from seatrial_training import data
-from seatrial_training.augment import Augmentation, augmentations
+from seatrial_training.augment import Augmentation, augmentations, shrink
 from seatrial_training.precision import choose_precision
 from seatrial_training.recipe import Optimizer, Recipe, Schedule
 
@@ -76,7 +76,34 @@ def build_module(recipe: Recipe, dataset: data.Dataset) -> nn.Module:
             )
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        return chosen.build(config)
+        module: nn.Module = chosen.build(config)
+        _rehearse(module, recipe, dataset)
+    return module
+
+
+def _rehearse(module: nn.Module, recipe: Recipe, dataset: data.Dataset) -> None:
+    """Do to a few rows what training will do to all. Raises `InvalidRecipe` where a part of the recipe does not fit."""
+    rows = Rows(dataset.train, augmentations(recipe.augment))
+    try:
+        inputs, _ = rows.__getitems__([0, _row_with_the_highest_id(dataset.train)])
+        if recipe.small_images:
+            inputs = shrink(inputs, recipe.small_images.scale)
+        with torch.inference_mode():
+            module.eval()(**inputs)
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise InvalidRecipe(
+            f"recipe '{recipe.name}' does not fit together: {type(error).__name__} ({error}) on rows of '{dataset.name}'; "
+            "compare its augment, small_images and architecture.config with the data set and the architecture"
+        ) from error
+    module.train()
+
+
+def _row_with_the_highest_id(split: data.Split) -> int:
+    """Of token ids: an embedding that has that one has all. 0 where the inputs are no ids."""
+    for array in split.inputs.values():
+        if array.dtype.kind == "i":
+            return int(array.reshape(len(array), -1).max(axis=1).argmax())
+    return 0
 
 
 def fit(
@@ -101,7 +128,7 @@ def fit(
         place / "checkpoints", filename="best", monitor=MONITORED, mode="max", save_last=True, save_on_train_epoch_end=True,
         enable_version_counter=False,
     )  # fmt: skip
-    with _quiet(), torch.random.fork_rng():
+    with _quiet(), _threads(recipe.threads), torch.random.fork_rng():
         trainer = pl.Trainer(
             max_epochs=recipe.epochs,
             precision=choose_precision(recipe.precision),
@@ -116,15 +143,16 @@ def fit(
             default_root_dir=place,
         )
         last = place / "checkpoints" / "last.ckpt"
-        trainer.fit(
-            Learner(_laid_out(module, torch.channels_last), recipe),
-            _training_batches(dataset.train, recipe),
-            _batches(dataset.validation),
-            ckpt_path=last if last.exists() else None,
-            weights_only=True,
-        )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(
+                Learner(_laid_out(module, torch.channels_last), recipe),
+                _training_batches(dataset.train, recipe),
+                _batches(dataset.validation),
+                ckpt_path=last if last.exists() else None,
+                weights_only=True,
+            )
+        except SystemExit as asked_to:  # so Lightning ends at SIGINT, and at SIGTERM as if all were well
+            raise KeyboardInterrupt from asked_to
     best = trainer.strategy.load_checkpoint(checkpoint.best_model_path, weights_only=True)
     module.load_state_dict({name.removeprefix("module."): value for name, value in best["state_dict"].items()})
     module = _laid_out(module.to("cpu"), torch.contiguous_format)
@@ -153,6 +181,8 @@ class Learner(pl.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         inputs, labels = batch
+        if (small := self._recipe.small_images) and self.current_epoch < small.epochs * self._recipe.epochs:
+            inputs = shrink(inputs, small.scale)
         loss = functional.cross_entropy(self.module(**inputs), labels, label_smoothing=self._recipe.label_smoothing)
         if not loss.isfinite():
             raise InvalidRecipe(
@@ -282,6 +312,16 @@ def _optimizer(module: nn.Module, choice: Optimizer) -> torch.optim.Optimizer:
     if choice.name == "sgd":
         return torch.optim.SGD(groups, lr=choice.learning_rate, momentum=choice.momentum, nesterov=choice.momentum > 0)
     return torch.optim.AdamW(groups, lr=choice.learning_rate)
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(wanted or before, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -54,6 +54,13 @@ class Averaging(_Part):
     """How much of the average each step keeps. The averaged weights are validated, and are the result."""
 
 
+class SmallImages(_Part):
+    scale: float = Field(gt=0, lt=1)
+    """Height and width, as a part of the images' own. An epoch costs the square of it."""
+    epochs: float = Field(gt=0, lt=1)
+    """The part of all epochs, the first ones, that are trained on small images; the rest see them as they are."""
+
+
 class EarlyStopping(_Part):
     patience: int = Field(default=10, ge=1)
     """Epochs without a better validation accuracy after which training ends."""
@@ -77,6 +84,8 @@ class Recipe(_Part):
     """Batches whose gradients are added up for one step."""
     augment: tuple[str, ...] = ()
     """Random changes made to each training batch, in this order."""
+    small_images: SmallImages | None = None
+    """Begin with smaller images, which makes training cheaper; null for none. For networks that take any size."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -88,6 +97,9 @@ class Recipe(_Part):
     """An exponential moving average of the weights; null for none."""
     early_stopping: EarlyStopping | None = None
     """null to train all epochs."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads to train on; null for as many as we have cores. A small network is faster on one: more would wait for one
+    another longer than they compute."""
 
     @property
     def model_name(self) -> str:

@@ -44,7 +44,11 @@ def train(
     with open_run(recipe, dataset, settings, fresh=fresh) as run:
         if run.resumed:
             tell(f"going on with run {run.id}, which was interrupted")
-        trained = train_in(run, recipe, dataset, callbacks=callbacks)
+        try:
+            trained = train_in(run, recipe, dataset, callbacks=callbacks)
+        except KeyboardInterrupt:
+            tell("interrupted; the same command goes on after the last whole epoch")
+            raise
         tell(f"trained {len(trained.epochs)} epochs; logging and registering")
         version = register(trained, run)
         run.finish()

@@ -18,6 +18,9 @@ from seatrial.tensors import Array
 
 Labels: TypeAlias = NDArray[np.int64]
 
+PADDING_ID, UNKNOWN_ID = 0, 1
+"""What stands, in rows of token ids, behind the end of a text, and for a piece that the tokenizer does not know."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
@@ -52,7 +55,7 @@ class About:
 class Dataset:
     """`labels` are the names of the classes, by number. `digest` changes with the data and with how it is prepared.
 
-    `tokenizer`, for text, is the JSON of a `tokenizers` tokenizer that pads with id 0.
+    `tokenizer`, for text, is the JSON of a `tokenizers` tokenizer.
     """
 
     name: str

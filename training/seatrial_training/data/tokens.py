@@ -13,8 +13,10 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import BpeTrainer
 
+from seatrial_training.data import PADDING_ID
+
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
-"""Their ids are 0 and 1."""
+"""Learned first and in this order, which gives them `PADDING_ID` and `UNKNOWN_ID`."""
 
 
 def trained_tokenizer(texts: Iterable[str], *, vocabulary: int, max_tokens: int) -> str:
@@ -28,7 +30,7 @@ def trained_tokenizer(texts: Iterable[str], *, vocabulary: int, max_tokens: int)
     special = [PADDING, UNKNOWN]
     tokenizer.train_from_iterator(texts, BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False))
     tokenizer.enable_truncation(max_length=max_tokens)
-    tokenizer.enable_padding(pad_id=0, pad_token=PADDING)
+    tokenizer.enable_padding(pad_id=PADDING_ID, pad_token=PADDING)
     return str(tokenizer.to_str())
 
 
