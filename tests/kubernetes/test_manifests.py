@@ -219,6 +219,13 @@ def test_a_pod_has_time_to_fetch_and_warm_up_before_it_is_restarted(settings: Se
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 2 * settings.serving.engines.start_s
 
 
+@pytest.mark.parametrize(("settings", "folder"), [(each, each) for each in OURS], indirect=["settings"])
+def test_a_full_queue_leaves_memory_for_the_gateway_and_two_engines(settings: Settings, folder: str) -> None:
+    limit = serving_container(rendered(folder))["resources"]["limits"]["memory"]
+    assert limit.endswith("Gi")
+    assert settings.serving.batching.max_queue_bytes <= int(limit.removesuffix("Gi")) * 2**30 / 4
+
+
 def test_what_is_written_is_written_to_a_volume_of_limited_size(manifests: Sequence[Manifest]) -> None:
     volumes = {each["name"]: each for each in pod(manifests)["spec"]["volumes"]}
     for volume in volumes.values():
