@@ -216,21 +216,26 @@ async def _caller(plan: Plan, request: InferRequest) -> AsyncIterator[Call]:
         f"Content-Length: {len(body)}\r\n"
         + (f"Inference-Header-Content-Length: {json_length}\r\n" if binary else "Content-Type: application/json\r\n")
     )
-    loop = asyncio.get_running_loop()
-    try:
-        transport, connection = await loop.create_connection(
-            _Connection, address.hostname or "localhost", address.port or 80
-        )
-    except OSError as error:
-        raise NotReady(f"{plan.url} cannot be reached: {error}") from error
     sent = head.encode() + b"\r\n" + body
+    connection = await _connect(address.hostname or "localhost", address.port or 80)
 
     async def call() -> str:
+        nonlocal connection
+        if connection.closed:
+            connection = await _connect(address.hostname or "localhost", address.port or 80)
         status = await connection.ask(sent)
-        return OK if status == httpx.codes.OK else str(status)
+        return {httpx.codes.OK: OK, _LOST: "connection lost"}.get(status, str(status))
 
     yield call
-    transport.close()
+    connection.close()
+
+
+async def _connect(host: str, port: int) -> "_Connection":
+    try:
+        _, connection = await asyncio.get_running_loop().create_connection(_Connection, host, port)
+    except OSError as error:
+        raise NotReady(f"{host}:{port} cannot be reached: {error}") from error
+    return connection
 
 
 @asynccontextmanager
@@ -254,6 +259,9 @@ async def _grpc_caller(plan: Plan, request: InferRequest) -> AsyncIterator[Call]
         yield call
 
 
+_LOST = 0
+
+
 class _Connection(asyncio.Protocol):
     """A client's end of one HTTP connection, with one request in flight."""
 
@@ -264,13 +272,17 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
+    @property
+    def closed(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._transport.close()
+
     def ask(self, request: bytes) -> "asyncio.Future[int]":
-        """The status of the answer; 0 where the connection broke."""
+        """The status of the answer; `_LOST` where the connection broke."""
         self._answer = asyncio.get_running_loop().create_future()
-        if self._transport.is_closing():
-            self._answer.set_result(0)
-        else:
-            self._transport.write(request)
+        self._transport.write(request)
         return self._answer
 
     def data_received(self, data: bytes) -> None:
@@ -278,10 +290,12 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._finish(self._parser.get_status_code())
+        if not self._parser.should_keep_alive():
+            self._transport.close()
         self._parser = httptools.HttpResponseParser(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the signature is asyncio's
-        self._finish(0)
+        self._finish(_LOST)
 
     def _finish(self, status: int) -> None:
         if self._answer is not None and not self._answer.done():

@@ -1,0 +1,78 @@
+"""The load that `seatrial bench` puts on a server is the load that the server counts."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seatrial.errors import InvalidSource, NotReady
+from seatrial_serving.bench import Plan, Protocol, bench
+from tests.commands import type_seatrial
+from tests.servers import Server, serving
+from tests.serving.models import LinearBundle
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    place = tmp_path_factory.mktemp("bench")
+    with serving(LinearBundle().write(place / "store").path, place=place, environment=SHORT_BODIES) as running:
+        yield running
+
+
+SHORT_BODIES = {"SEATRIAL_SERVING__LIMITS__BODY_BYTES": "4096"}
+
+
+@pytest.mark.parametrize("protocol", ["rest", "rest-json", "grpc"])
+def test_every_request_is_sent_answered_and_counted_once(server: Server, protocol: Protocol) -> None:
+    def answered() -> float:
+        return server.total("seatrial_requests_total", model="linear", outcome="ok")
+
+    before = answered()
+    url = server.grpc if protocol == "grpc" else server.http
+    plan = Plan(url=url, model="linear", protocol=protocol, callers=3, seconds=0.3, warm_up_s=0.0)
+    result = asyncio.run(bench(plan))
+    assert result.outcomes == {"ok": result.requests}
+    assert result.requests == answered() - before > 3
+    assert 0 < result.p50_ms <= result.p90_ms <= result.p99_ms <= result.max_ms
+    assert result.per_second == pytest.approx(result.requests / result.seconds)
+
+
+def test_an_open_loop_sends_what_is_due_and_counts_the_wait(server: Server) -> None:
+    """One caller cannot keep up with so many: latency counts from when each was due, and so it grows."""
+    plan = Plan(url=server.http, model="linear", callers=1, seconds=0.2, warm_up_s=0.0, rate=50_000)
+    result = asyncio.run(bench(plan))
+    assert result.requests == 10_000
+    assert result.p99_ms > 1.5 * result.p50_ms > 100
+
+
+def test_samples_are_sent_as_they_are(server: Server, tmp_path: Path) -> None:
+    np.savez(tmp_path / "rows.npz", x=np.ones((300, 4), np.float32))
+    plan = Plan(
+        url=server.http, model="linear", callers=1, seconds=0.05, warm_up_s=0.0, samples=tmp_path / "rows.npz", rows=300
+    )
+    assert set(asyncio.run(bench(plan)).outcomes) == {"413"}, "300 rows of 16 bytes are over this server's limit"
+
+
+def test_what_cannot_be_asked_is_said(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(NotReady, match="does not describe the model 'nobody'"):
+        asyncio.run(bench(Plan(url=server.http, model="nobody")))
+    with pytest.raises(NotReady, match="does not describe"):
+        asyncio.run(bench(Plan(url="127.0.0.1:1", model="linear")))
+    np.savez(tmp_path / "rows.npz", z=np.ones(4))
+    with pytest.raises(InvalidSource, match="has no array 'x'; it has \\['z'\\]"):
+        asyncio.run(bench(Plan(url=server.http, model="linear", samples=tmp_path / "rows.npz")))
+
+
+def test_the_command_fails_where_requests_did(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("bench", server.http, "--model", "linear", "-c", 1, "-s", 0.1, "--json")
+    typed = type_seatrial(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert typed.code == 0
+    assert json.loads(typed.out)["outcomes"].keys() == {"ok"}
+    typed = type_seatrial(*arguments, "--rows", 300, monkeypatch=monkeypatch, capsys=capsys)
+    assert typed.code == 1
+    assert json.loads(typed.out)["outcomes"].keys() == {"413"}
