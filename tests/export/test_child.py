@@ -73,7 +73,12 @@ def test_a_step_that_eats_memory_is_killed_together_with_those_that_eat_for_it(t
 
 def test_a_step_is_killed_when_nobody_waits_for_it_any_more(tmp_path: Path) -> None:
     given_up = threading.Event()
-    threading.Thread(target=lambda: (until((tmp_path / "child" / "here").exists), given_up.set())).start()
+
+    def give_up() -> None:
+        until((tmp_path / "child" / "here").exists)
+        given_up.set()
+
+    threading.Thread(target=give_up).start()
     body = "open('here', 'w').close(); time.sleep(1000)"
     assert run_factory(body, tmp_path, given_up=given_up) == "was killed, because the export ended without it"
 
