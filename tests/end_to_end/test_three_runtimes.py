@@ -1,6 +1,6 @@
-"""One bundle, three runtimes, the same answers."""
+"""The same bundles in three runtimes, the same answers: a model whose answers are known to the last bit, and a real one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -9,6 +9,9 @@ import pytest
 import tritonclient.http as triton
 
 from seatrial.bundle import Bundle
+from seatrial.protocol import Tensor
+from seatrial.tensors import Array
+from tests.digits import ExportedDigits
 from tests.servers import serving
 from tests.serving.models import LinearBundle, linear
 from tests.serving.runtimes import serving_with, triton_environment
@@ -18,59 +21,74 @@ pytestmark = pytest.mark.xdist_group("triton")
 
 @dataclass(frozen=True)
 class Runtimes:
-    bundle: Bundle
-    addresses: dict[str, str]
+    bundles: dict[str, Bundle]
+    addresses: dict[str, dict[str, str]]
+    """By model, then by runtime; a Bento holds one bundle, the other two runtimes both."""
 
 
 @pytest.fixture(scope="module")
-def runtimes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtimes]:
+def runtimes(tmp_path_factory: pytest.TempPathFactory, exported_digits: ExportedDigits) -> Iterator[Runtimes]:
     triton_environment()
     place = tmp_path_factory.mktemp("three")
-    bundle = LinearBundle(version="2").write(place / "store")
+    bundles = (LinearBundle(version="2").write(place / "store"), exported_digits.bundle)
+    paths = [bundle.path for bundle in bundles]
+    by_name = {bundle.manifest.model.name: bundle for bundle in bundles}
     with ExitStack() as stack:
+        embedded = stack.enter_context(serving(*paths, place=place / "embedded")).http
+        nvidia = stack.enter_context(serving_with("triton", *paths, place=place / "triton")).http
+        bentos = {
+            name: stack.enter_context(serving_with("bento", bundle.path, place=place / f"bento-{name}")).http
+            for name, bundle in by_name.items()
+        }
         yield Runtimes(
-            bundle,
-            {
-                "embedded": stack.enter_context(serving(bundle.path, place=place / "embedded")).http,
-                "bentoml": stack.enter_context(serving_with("bento", bundle.path, place=place / "bentoml")).http,
-                "triton": stack.enter_context(serving_with("triton", bundle.path, place=place / "triton")).http,
-            },
+            by_name, {name: {"embedded": embedded, "triton": nvidia, "bentoml": bentos[name]} for name in by_name}
         )
+
+
+def ask(address: str, model: str, inputs: Sequence[Tensor], outputs: Sequence[str], *, binary: bool) -> list[Array]:
+    sent = []
+    for name, datatype, array in inputs:
+        sent.append(triton.InferInput(name, list(array.shape), datatype))
+        sent[-1].set_data_from_numpy(array, binary_data=binary)
+    wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in outputs]
+    with triton.InferenceServerClient(address) as client:
+        answer = client.infer(model, sent, outputs=wanted)
+        return [answer.as_numpy(name) for name in outputs]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 64])
 @pytest.mark.parametrize("binary", [True, False])
 def test_the_same_request_has_the_same_answer_everywhere(runtimes: Runtimes, rows: int, binary: bool) -> None:
     x = np.random.default_rng(rows).integers(-50, 50, (rows, 4)).astype(np.float32)
-    answers = {}
-    for name, address in runtimes.addresses.items():
-        tensor = triton.InferInput("x", list(x.shape), "FP32")
-        tensor.set_data_from_numpy(x, binary_data=binary)
-        with triton.InferenceServerClient(address) as client:
-            wanted = [triton.InferRequestedOutput("y", binary_data=binary)]
-            answers[name] = (
-                client.infer("linear", [tensor], outputs=wanted, request_id=str(rows)).as_numpy("y").tolist()
-            )
-    assert answers == dict.fromkeys(runtimes.addresses, linear(x).tolist())
+    tensor = Tensor("x", runtimes.bundles["linear"].manifest.signature.inputs[0].datatype, x)
+    answers = {
+        name: ask(address, "linear", [tensor], ["y"], binary=binary)[0].tolist()
+        for name, address in runtimes.addresses["linear"].items()
+    }
+    assert answers == dict.fromkeys(runtimes.addresses["linear"], linear(x).tolist())
 
 
-def test_the_golden_requests_are_answered_everywhere_as_recorded(runtimes: Runtimes) -> None:
-    [golden] = runtimes.bundle.golden()
-    for name, address in runtimes.addresses.items():
-        inputs = []
-        for tensor in golden.request.inputs:
-            inputs.append(triton.InferInput(tensor.name, list(tensor.array.shape), tensor.datatype))
-            inputs[-1].set_data_from_numpy(tensor.array)
-        with triton.InferenceServerClient(address) as client:
-            answer = client.infer("linear", inputs)
-        for recorded in golden.rerun:
-            assert answer.as_numpy(recorded.name).tolist() == recorded.array.tolist(), name
+@pytest.mark.parametrize("model", ["linear", "digits-cnn"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_the_golden_requests_are_answered_everywhere_as_recorded(runtimes: Runtimes, model: str, binary: bool) -> None:
+    bundle = runtimes.bundles[model]
+    bounds = bundle.manifest.tolerance.rerun
+    assert bundle.manifest.golden
+    for golden in bundle.golden():
+        names = [tensor.name for tensor in golden.rerun]
+        for address in runtimes.addresses[model].values():
+            answers = ask(address, model, golden.request.inputs, names, binary=binary)
+            for recorded, answer in zip(golden.rerun, answers, strict=True):
+                bound = bounds[recorded.name]
+                np.testing.assert_allclose(answer, recorded.array, atol=bound.absolute, rtol=bound.relative)
+                assert answer.argmax(axis=-1).tolist() == recorded.array.argmax(axis=-1).tolist()
 
 
-def test_metadata_agree_on_the_signature(runtimes: Runtimes) -> None:
+@pytest.mark.parametrize("model", ["linear", "digits-cnn"])
+def test_metadata_agree_on_the_signature(runtimes: Runtimes, model: str) -> None:
     described = {}
-    for name, address in runtimes.addresses.items():
+    for name, address in runtimes.addresses[model].items():
         with triton.InferenceServerClient(address) as client:
-            metadata = client.get_model_metadata("linear")
+            metadata = client.get_model_metadata(model)
         described[name] = {key: metadata[key] for key in ("name", "versions", "inputs", "outputs")}
     assert described["embedded"] == described["bentoml"] == described["triton"]
