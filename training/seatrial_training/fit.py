@@ -124,17 +124,14 @@ def fit(
         with tempfile.TemporaryDirectory(prefix="seatrial-fit-") as aside:
             return fit(module, recipe, dataset, place=Path(aside), on_epoch=on_epoch, callbacks=callbacks)
     history = History(on_epoch)
-    checkpoint = ModelCheckpoint(
-        place / "checkpoints", filename="best", monitor=MONITORED, mode="max", save_last=True, save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )  # fmt: skip
+    best, last = _checkpoints(place / "checkpoints")
     with _quiet(), _threads(recipe.threads), torch.random.fork_rng():
         trainer = pl.Trainer(
             max_epochs=recipe.epochs,
             precision=choose_precision(recipe.precision),
             accumulate_grad_batches=recipe.accumulate,
             gradient_clip_val=recipe.gradient_clip,
-            callbacks=[*_averaging_and_stopping(recipe), history, *callbacks, checkpoint],
+            callbacks=[*_averaging_and_stopping(recipe), history, *callbacks, best, last],
             devices=1,
             logger=False,
             enable_progress_bar=False,
@@ -142,21 +139,21 @@ def fit(
             num_sanity_val_steps=0,
             default_root_dir=place,
         )
-        last = place / "checkpoints" / "last.ckpt"
+        written = place / "checkpoints" / "last.ckpt"
         try:
             trainer.fit(
-                Learner(_laid_out(module, torch.channels_last), recipe),
+                Learner(_laid_out(module.train(), torch.channels_last), recipe),
                 _training_batches(dataset.train, recipe),
                 _batches(dataset.validation),
-                ckpt_path=last if last.exists() else None,
+                ckpt_path=written if written.exists() else None,
                 weights_only=True,
             )
         except SystemExit as asked_to:  # so Lightning ends at SIGINT, and at SIGTERM as if all were well
             raise KeyboardInterrupt from asked_to
-    best = trainer.strategy.load_checkpoint(checkpoint.best_model_path, weights_only=True)
-    module.load_state_dict({name.removeprefix("module."): value for name, value in best["state_dict"].items()})
+    kept = trainer.strategy.load_checkpoint(best.best_model_path, weights_only=True)
+    module.load_state_dict({name.removeprefix("module."): value for name, value in kept["state_dict"].items()})
     module = _laid_out(module.to("cpu"), torch.contiguous_format)
-    return Fitted(module=module.eval(), epochs=tuple(history.epochs), best=best["epoch"] + 1)
+    return Fitted(module=module.eval(), epochs=tuple(history.epochs), best=kept["epoch"] + 1)
 
 
 def fine_tune(
@@ -175,9 +172,6 @@ class Learner(pl.LightningModule):
         super().__init__()
         self.module = module
         self._recipe = recipe
-
-    def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self._recipe.seed * 100_003 + self.current_epoch)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         inputs, labels = batch
@@ -255,7 +249,11 @@ class Rows(Dataset[Batch]):
 
 
 class Shuffled(Sampler[int]):
-    """All rows, in an order that the seed and the epoch decide. Lightning tells the epoch."""
+    """All rows, in an order that the seed and the epoch decide, as they decide all that is drawn during the epoch.
+
+    Lightning tells the epoch. NOTE: torch is seeded here, because `on_train_epoch_start` is not called for the epoch that
+    an interrupted run goes on with.
+    """
 
     def __init__(self, rows: int, *, seed: int) -> None:
         self._rows, self._seed, self._epoch = rows, seed, 0
@@ -267,8 +265,8 @@ class Shuffled(Sampler[int]):
         return self._rows
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed * 100_003 + self._epoch)
-        return iter(torch.randperm(self._rows, generator=generator).tolist())
+        torch.manual_seed(self._seed * 100_003 + self._epoch)
+        return iter(torch.randperm(self._rows).tolist())
 
 
 def _training_batches(split: data.Split, recipe: Recipe) -> DataLoader[Batch]:
@@ -303,6 +301,13 @@ def _averaging_and_stopping(recipe: Recipe) -> Iterator[Callback]:
         )
 
 
+def _checkpoints(folder: Path) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """Of the best epoch and of the last. NOTE: `save_last` would not do: it writes only when a new best was found."""
+    options: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    best = ModelCheckpoint(folder, filename="best", monitor=MONITORED, mode="max", **options)
+    return best, ModelCheckpoint(folder, filename="last", **options)
+
+
 def _optimizer(module: nn.Module, choice: Optimizer) -> torch.optim.Optimizer:
     weights = list(module.parameters())
     groups = [
@@ -326,13 +331,14 @@ def _threads(wanted: int | None) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's advice: the data is in memory already, and the trainer is ours to configure."""
+    """Without Lightning's advice: the data is in memory already, and a run may go on in a place that was begun before."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning")]  # one after the other
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"The '.*' does not have many workers")
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
         try:
             yield
