@@ -1,0 +1,273 @@
+"""Models from elsewhere: what is code-free comes in as it is, what is code only with --trust, through a child."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+from seatrial.errors import ConversionFailed, InvalidSource, NotInRegistry, Untrusted
+from seatrial.registry import ModelRef
+from seatrial.registry.embedded import EmbeddedRegistry
+from seatrial.settings import Settings
+from seatrial_export.candidate import CANDIDATES
+from seatrial_export.export import Exported, Request, export
+from seatrial_export.register import register
+from seatrial_serving.engines.proof import prove
+from tests.commands import Typed, type_seatrial
+from tests.serving.models import SIGNATURE, linear, linear_onnx
+
+FLOAT = CANDIDATES[:1]
+
+
+@pytest.fixture
+def settings(home: Path) -> Settings:
+    return Settings(home=home, export={"measure_s": 0.1, "threads": 1})
+
+
+def take_in(source: object, settings: Settings, *, trust: bool = False, example: Path | None = None) -> str:
+    return str(register(str(source), name="mine", settings=settings, example=example, trust=trust))
+
+
+def exported(settings: Settings, *, trust: bool = False, name: str = "mine") -> Exported:
+    return export(Request(ref=ModelRef(name=name, version="1"), candidates=FLOAT, trust=trust), settings)
+
+
+def test_an_onnx_file_is_registered_as_it_is_and_exported(settings: Settings, tmp_path: Path) -> None:
+    path = linear_onnx(tmp_path / "theirs.onnx")
+    assert take_in(path, settings) == "models:/mine/1"
+    assert take_in(path, settings) == "models:/mine/2"
+    import mlflow.artifacts
+
+    [kept] = Path(mlflow.artifacts.download_artifacts("models:/mine/1", dst_path=str(tmp_path / "kept"))).rglob(
+        "*.onnx"
+    )
+    assert kept.read_bytes() == path.read_bytes()
+    bundle = exported(settings).bundles["onnx-cpu"]
+    assert bundle.manifest.signature == SIGNATURE
+    assert prove(bundle) == 8
+
+
+def test_weights_beside_an_onnx_file_come_along(settings: Settings, tmp_path: Path) -> None:
+    """As the exporter of PyTorch writes models that are not tiny."""
+    model = onnx.load(linear_onnx(tmp_path / "small.onnx"))
+    onnx.save(model, tmp_path / "split.onnx", save_as_external_data=True, location="split.data", size_threshold=0)
+    take_in(tmp_path / "split.onnx", settings)
+    (tmp_path / "split.data").unlink()
+    assert prove(exported(settings).bundles["onnx-cpu"]) == 8
+    with pytest.raises(InvalidSource, match=r"split.onnx is no ONNX model that can be run"):
+        take_in(tmp_path / "split.onnx", settings)
+
+
+def test_axes_without_a_name_are_dynamic_and_fixed_ones_stay_fixed(settings: Settings, tmp_path: Path) -> None:
+    model = onnx.load(linear_onnx(tmp_path / "anonymous.onnx"))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].Clear()
+    onnx.save(model, tmp_path / "anonymous.onnx")
+    take_in(tmp_path / "anonymous.onnx", settings)
+    bundle = exported(settings).bundles["onnx-cpu"]
+    converted = onnx.load(bundle.file("model.onnx"))
+    shapes = [
+        [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in (*converted.graph.input, *converted.graph.output)
+    ]
+    assert shapes == [["batch", 4], ["batch", 3]]
+
+
+class Linear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.layer(x), dim=-1)
+
+
+@pytest.mark.slow
+def test_a_program_is_registered_and_exported_with_its_own_example(settings: Settings, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 4)
+    program = torch.export.export(Linear().eval(), (x,), dynamic_shapes=({0: Dim("rows", max=16)},))
+    torch.export.save(program, tmp_path / "theirs.pt2")
+    take_in(tmp_path / "theirs.pt2", settings)
+    made = exported(settings)
+    assert "agreement with the source model on 5 rows" in made.report.basis
+    assert made.bundles["onnx-cpu"].manifest.signature.batch is not None
+    assert made.bundles["onnx-cpu"].manifest.signature.batch.max == 16
+    assert made.report.rows[0].agreement is not None
+    assert made.report.rows[0].agreement.max_absolute < 1e-6
+
+
+FACTORY = """
+import torch
+
+class Doubled(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+def build():
+    return Doubled(), (torch.ones(3, 4),)
+
+def bare():
+    return Doubled()
+
+def nothing():
+    return "no module"
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "their_models.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("factories")
+def test_a_factory_runs_only_when_it_is_trusted_and_never_in_this_process(settings: Settings) -> None:
+    with pytest.raises(
+        Untrusted, match=r"their_models:build is Python code: .*seatrial register their_models:build --name"
+    ):
+        take_in("their_models:build", settings)
+    assert take_in("their_models:build", settings, trust=True) == "models:/mine/1"
+    assert "their_models" not in sys.modules
+    assert prove(exported(settings).bundles["onnx-cpu"]) > 0
+
+
+@pytest.mark.slow
+def test_a_factory_without_an_example_is_given_one_or_told_to_ask_for_it(settings: Settings, factories: Path) -> None:
+    with pytest.raises(ConversionFailed, match=r"no example to trace it with; give one with .*--example\) FILE.npz"):
+        take_in("their_models:bare", settings, trust=True)
+    np.savez(factories / "rows.npz", x=np.ones((2, 4), np.float32))
+    assert take_in("their_models:bare", settings, trust=True, example=factories / "rows.npz") == "models:/mine/1"
+    with pytest.raises(ConversionFailed, match=r"gave str, expected a torch.nn.Module"):
+        take_in("their_models:nothing", settings, trust=True)
+
+
+@pytest.fixture
+def seatrial(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Typed]:
+    return partial(type_seatrial, monkeypatch=monkeypatch, capsys=capsys)
+
+
+@pytest.mark.usefixtures("home", "factories")
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nowhere.onnx", "there is no file nowhere.onnx"),
+        ("their_models.py", "give FILE.onnx, FILE.pt2, module:factory, or an MLflow URI"),
+        ("models:/absent/1", "models:/absent/1 cannot be fetched"),
+        ("their_models:absent", "Untrusted"),
+    ],
+)
+def test_what_is_no_model_is_told(source: str, words: str, seatrial: Callable[..., Typed]) -> None:
+    typed = seatrial("register", source, "--name", "mine")
+    assert typed.code == 1
+    assert words in typed.err
+
+
+def test_a_file_that_is_no_model_is_told(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(InvalidSource, match=r"text.onnx is no ONNX model that can be run"):
+        take_in(tmp_path / "text.onnx", settings)
+    (tmp_path / "text.pt2").write_text("hello")
+    with pytest.raises((Untrusted, InvalidSource)):
+        take_in(tmp_path / "text.pt2", settings)
+    with pytest.raises(NotInRegistry):
+        EmbeddedRegistry(settings).resolve(ModelRef(name="mine", version="1"))
+
+
+# Somebody's model, trained and logged by their own code, which calls its package as we call a folder: `models`
+
+THEIR_NET = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return torch.relu(self.layer(x)) @ torch.ones(2, 2)
+"""
+
+THEIR_TRAINING = """
+import os, sys
+import mlflow, numpy as np, torch
+sys.path.insert(0, os.getcwd())
+from models.net import Net
+
+mlflow.set_tracking_uri(sys.argv[1])
+mlflow.set_registry_uri(sys.argv[1])
+mlflow.set_experiment(experiment_id=mlflow.create_experiment("theirs", artifact_location=sys.argv[2]))
+torch.manual_seed(0)
+x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+net = Net()
+mlflow.pytorch.log_model(
+    net, name="model", registered_model_name="theirs", code_paths=["models"], input_example=x, pip_requirements=["torch"],
+    signature=mlflow.models.infer_signature(x, net(torch.from_numpy(x)).detach().numpy()), serialization_format="pickle",
+)
+np.savez("answers.npz", x=x, y=net(torch.from_numpy(x)).detach().numpy())
+"""
+
+
+@pytest.fixture
+def theirs(settings: Settings, tmp_path: Path) -> Path:
+    """A model version `theirs/1` that is a pickle of their `models.net.Net`; the folder where they trained it."""
+    folder = tmp_path / "their_project"
+    (folder / "models").mkdir(parents=True)
+    (folder / "models" / "__init__.py").touch()
+    (folder / "models" / "net.py").write_text(THEIR_NET)
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        THEIR_TRAINING,
+        settings.tracking_uri,
+        (settings.home / "theirs").as_uri(),
+    ]
+    subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    )
+    return folder
+
+
+def test_a_pickle_whose_class_lies_in_their_models_package(theirs: Path, settings: Settings) -> None:
+    with pytest.raises(Untrusted, match=r"theirs/1 is a pickle: .*run: seatrial export models:/theirs/1 --trust"):
+        exported(settings, name="theirs")
+    made = exported(settings, name="theirs", trust=True)
+    assert "type Net, traced in a child process" in " ".join(made.report.notes)
+    assert "models" not in sys.modules
+    assert prove(made.bundles["onnx-cpu"]) > 0
+    from seatrial_serving.engines import open_engine
+
+    engine = open_engine(made.bundles["onnx-cpu"], threads=1)
+    with np.load(theirs / "answers.npz") as answers:
+        [name] = [spec.name for spec in engine.signature.inputs]
+        [output] = engine.predict({name: answers["x"]}).values()
+        np.testing.assert_allclose(output, answers["y"], atol=1e-5)
+    engine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("theirs")
+def test_a_pickle_of_a_trusted_name_with_samples_and_registered_anew(settings: Settings, tmp_path: Path) -> None:
+    trusting = Settings(home=settings.home, export={"measure_s": 0.1, "trusted_models": ("theirs",)})
+    rows = np.random.default_rng(1).normal(size=(300, 4)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", rows=rows)
+    with_samples = Request(ref=ModelRef(name="theirs", version="1"), candidates=FLOAT, samples=tmp_path / "rows.npz")
+    assert "on 256 rows" in export(with_samples, trusting).report.basis
+    assert register("models:/theirs/1", name="taken-in", settings=settings, example=None, trust=True).version == "1"
+
+
+def test_linear_is_what_the_small_onnx_file_computes() -> None:
+    """What the other tests compare with, written down."""
+    assert linear([[1, 0, 0, 0]]).tolist() == [[1.5, -0.5, 2.0]]
