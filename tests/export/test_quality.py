@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis.extra import numpy as arrays
 
 from seatrial.bundle.evidence import Agreement
-from seatrial_export.quality import by_agreement, by_labels, hold_out, paired_drop, wilson
+from seatrial_export.quality import Right, by_agreement, by_labels, hold_out, paired_drop, wilson
 from seatrial_export.samples import Inputs, Outputs
 from seatrial_training.data import Split
 
 
-def columns(both: int, lost: int, gained: int, neither: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def columns(both: int, lost: int, gained: int, neither: int) -> tuple[Right, Right]:
     """Right-or-wrong before and after, for so many rows of each kind."""
     before = [True] * (both + lost) + [False] * (gained + neither)
     after = [True] * both + [False] * lost + [True] * gained + [False] * neither
@@ -42,7 +42,7 @@ def test_equal_answers_of_few_rows_are_no_certainty_and_more_rows_make_surer() -
 
 
 @given(arrays.arrays(bool, 50), arrays.arrays(bool, 50))
-def test_the_interval_holds_the_drop_itself_and_turns_with_the_columns(before: np.ndarray, after: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_the_interval_holds_the_drop_itself_and_turns_with_the_columns(before: Right, after: Right) -> None:
     found, turned = paired_drop(before, after), paired_drop(after, before)
     drop = float(before.mean() - after.mean())
     assert found.low - 1e-9 <= drop <= found.high + 1e-9
