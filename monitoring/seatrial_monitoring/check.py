@@ -12,6 +12,7 @@ from seatrial_monitoring.dashboard import ROWS
 from seatrial_monitoring.objectives import Objectives
 from seatrial_monitoring.promql import Selector, selectors
 from seatrial_monitoring.rules import rules
+from seatrial_monitoring.series import ALIAS_DRIFT, LOADED
 from seatrial_monitoring.spec import Rules
 
 Exported = Mapping[str, Sequence[Mapping[str, str]]]
@@ -60,10 +61,12 @@ def expressions(written: Rules) -> Iterator[tuple[str, str]]:
 
 
 def gaps(asked: Iterable[tuple[str, str]], exported: Exported, written: Rules) -> Iterator[Gap]:
-    recorded = {recording.name for recording in written.recordings}
+    elsewhere = {recording.name for recording in written.recordings}
+    if not any(labels["alias"] for labels in exported.get(LOADED.name, ())):
+        elsewhere.add(ALIAS_DRIFT.name)  # who follows no alias cannot drift from it
     for where, expression in asked:
         for selector in selectors(expression):
-            if selector.name not in recorded and (reason := _why_empty(selector, exported)):
+            if selector.name not in elsewhere and (reason := _why_empty(selector, exported)):
                 yield Gap(where=where, missing=str(selector), reason=reason)
 
 

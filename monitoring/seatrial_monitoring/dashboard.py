@@ -47,6 +47,7 @@ from seatrial_monitoring.spec import Panel, Query, Row
 
 _DONE = f'outcome="{Swap.DONE}"'
 BURNING = ("SeatrialAvailabilityBurn", "SeatrialLatencyBurn")
+DEPLOYED = "it changes with a deployment"
 VARIANT = "{{model}} {{version}} {{variant}}"
 SWAPPED = f"{total(('model',), grown(chosen(SWAPS, _DONE), PANEL_WINDOW))} > 0"
 """Drawn over every panel: a new generation took over."""
@@ -72,7 +73,10 @@ NOW = Row(
             title="Servers ready",
             description="How many servers take requests; the rest start, drain or have lost an engine.",
             kind="stat",
-            queries=(Query(total((), chosen(READY)), "ready"), Query(f"count({chosen(READY)})", "all")),
+            queries=(
+                Query(total((), chosen(READY)), "ready"),
+                Query(f"count({chosen(READY)})", "all", steady=DEPLOYED),
+            ),
             unit="short",
             alerts=("SeatrialNoneReady", "SeatrialNotReady", "SeatrialAbsent"),
         ),
@@ -336,9 +340,14 @@ RESOURCES = Row(
         Panel(
             title="What runs",
             description="Servers by version of Seatrial and of Python.",
-            queries=(Query(total(("seatrial", "python"), chosen(BUILD)), "seatrial {{seatrial}}, python {{python}}"),),
+            queries=(
+                Query(
+                    total(("seatrial", "python"), chosen(BUILD)),
+                    "seatrial {{seatrial}}, python {{python}}",
+                    steady=DEPLOYED,
+                ),
+            ),
             unit="short",
-            steady="a version changes with a deployment only",
         ),
     ),
 )

@@ -190,26 +190,26 @@ def _rendered(words: str, *, labels: Mapping[str, str], value: str) -> str:
 
 
 def _healthy(objectives: Objectives) -> dict[str, str]:
-    """Two hours of a server at work, with one bad request in ten thousand."""
+    """An hour and more of a server at work, with one bad request in ten thousand."""
     traffic: dict[str, str] = {}
     for indicator in indicators(objectives):
-        traffic |= indicator.example(MODEL, counted="0+10000x130", good="0+9999x130", bad="0+1x130")
+        traffic |= indicator.example(MODEL, counted="0+10000x80", good="0+9999x80", bad="0+1x80")
     return traffic | {
-        'seatrial_build_info{job="seatrial", instance="a"}': "1x130",
-        'seatrial_ready{job="seatrial", instance="a"}': "1x130",
-        f"seatrial_engine_deaths_total{{{MODEL}}}": "0x60 1x70",
-        f"seatrial_quarantined_requests_total{{{MODEL}}}": "0x130",
-        f'seatrial_rejected_total{{{MODEL}, reason="queue_full"}}': "0x130",
-        'seatrial_registry_age_seconds{job="seatrial", instance="a"}': "1x130",
-        'seatrial_alias_drift_seconds{job="seatrial", model="m", alias="champion"}': "0x60 2 0x69",
-        'seatrial_request_log_dropped_total{job="seatrial", instance="a"}': "0x130",
+        'seatrial_build_info{job="seatrial", instance="a"}': "1x80",
+        'seatrial_ready{job="seatrial", instance="a"}': "1x80",
+        f"seatrial_engine_deaths_total{{{MODEL}}}": "0x60 1x20",
+        f"seatrial_quarantined_requests_total{{{MODEL}}}": "0x80",
+        f'seatrial_rejected_total{{{MODEL}, reason="queue_full"}}': "0x80",
+        'seatrial_registry_age_seconds{job="seatrial", instance="a"}': "1x80",
+        'seatrial_alias_drift_seconds{job="seatrial", model="m", alias="champion"}': "0x60 2 0x19",
+        'seatrial_request_log_dropped_total{job="seatrial", instance="a"}': "0x80",
     }
 
 
 def _idle(objectives: Objectives) -> dict[str, str]:
-    """Two hours in which nobody asked anything."""
+    """An hour and more in which nobody asked anything."""
     healthy = _healthy(objectives)
-    return {series: values if values == "1x130" else "0x130" for series, values in healthy.items()}
+    return {series: values if values == "1x80" else "0x80" for series, values in healthy.items()}
 
 
 def _quiet(name: str, series: Mapping[str, str], written: Rules) -> dict[str, Any]:
@@ -219,10 +219,10 @@ def _quiet(name: str, series: Mapping[str, str], written: Rules) -> dict[str, An
         "interval": "1m",
         "input_series": _series(series),
         "alert_rule_test": [
-            {"eval_time": "2h", "alertname": alert, "exp_alerts": []}
+            {"eval_time": "75m", "alertname": alert, "exp_alerts": []}
             for alert in dict.fromkeys(a.name for a in written.alerts)
         ],
-        "promql_expr_test": [{"expr": "count(ALERTS)", "eval_time": "2h", "exp_samples": []}],
+        "promql_expr_test": [{"expr": "count(ALERTS)", "eval_time": "75m", "exp_samples": []}],
     }
 
 

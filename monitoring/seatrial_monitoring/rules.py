@@ -299,7 +299,7 @@ ADVICE = {
         impact="Load balancers send no traffic; callers get errors.",
         look=(
             "`GET /v2/health/ready`, and the server's log for the bundle or engine that failed",
-            "*Engines* and *Swaps* on the dashboard",
+            "*Engines that are ready* and *Swaps* on the dashboard",
             "`kubectl get events`: killed for memory, moved to other hardware",
         ),
         act=(
@@ -310,7 +310,7 @@ ADVICE = {
     "SeatrialNotReady": Advice(
         meaning="One server has not been ready for ten minutes; a start or a drain takes seconds to a minute.",
         impact="Less capacity. Others answer, if there are others (SeatrialNoneReady says when not).",
-        look=("the log of that server", "*Engines that are ready* for the instance"),
+        look=("the log of that server", "*Servers ready* and *Engines that are ready*"),
         act=("what its log asks for", "delete the pod if its node is ill"),
     ),
     "SeatrialEngineRestarting": Advice(

@@ -11,14 +11,15 @@ Unit = Literal["reqps", "s", "short", "bytes", "percentunit", "ops"]
 
 @dataclass(frozen=True, slots=True)
 class Query:
+    """One line, or one for each combination of labels. `steady` says why it stands still on a server at work, if it does."""
+
     expr: str
     legend: str
+    steady: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One picture. `steady` says why it stands still on a server that works, where it does."""
-
     title: str
     description: str
     queries: tuple[Query, ...]
@@ -28,7 +29,6 @@ class Panel:
     kind: Literal["timeseries", "stat"] = "timeseries"
     stacked: bool = False
     from_zero: bool = True
-    steady: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
