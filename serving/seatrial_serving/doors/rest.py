@@ -7,7 +7,7 @@ no (as Triton does), 503 on `/readyz`, for load balancers that expect it.
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import ORJSONResponse
+from fastapi.responses import JSONResponse
 
 from seatrial import __version__
 from seatrial.errors import NotReady, SeatrialError, UnknownModel
@@ -20,7 +20,7 @@ EXTENSIONS = ("binary_tensor_data",)
 
 
 def build(plane: DataPlane) -> FastAPI:
-    app = FastAPI(title="Seatrial", version=__version__, default_response_class=ORJSONResponse, openapi_url=None)
+    app = FastAPI(title="Seatrial", version=__version__, openapi_url=None)
 
     @app.exception_handler(SeatrialError)
     def refuse(_: Request, error: Exception) -> Response:
@@ -41,7 +41,7 @@ def build(plane: DataPlane) -> FastAPI:
     @app.get("/v2/models/{name}/versions/{version}/ready")
     def model_ready(name: str, version: str = "") -> Response:
         ready = is_model_ready(plane, name, version)
-        return ORJSONResponse({"name": name, "ready": ready}, 200 if ready else 400)
+        return JSONResponse({"name": name, "ready": ready}, 200 if ready else 400)
 
     return app
 
