@@ -4,15 +4,19 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from seatrial.errors import SeatrialError
+from seatrial.settings import Serving
 from seatrial_monitoring import series
 from seatrial_monitoring.metrics import AliasFacts, GenerationFacts, Histogram, ServerFacts, ServingMetrics
 from seatrial_monitoring.series import Outcome, Protocol, latency_edges_s, le
+from seatrial_serving.data_plane import DataPlane
 
 ENDED = st.lists(st.tuples(st.sampled_from(Protocol), st.sampled_from(Outcome)), max_size=60)
 SECONDS = st.lists(st.floats(0, 20), max_size=60)
@@ -139,3 +143,18 @@ def test_edges_are_sorted_and_the_budget_is_one_of_them_once() -> None:
     assert latency_edges_s(0.1) == series.LATENCY_EDGES_S
     assert latency_edges_s(0.15)[bisect_left(series.LATENCY_EDGES_S, 0.15)] == 0.15
     assert le(1) == "1.0", "as Prometheus 3 normalizes it, so that a rule finds it in every version"
+
+
+def test_a_request_for_a_model_that_is_still_to_come_counts_against_that_model() -> None:
+    counted = metrics()
+    plane = DataPlane(Serving(), counted)
+    plane.expect("late")
+    for name in ("late", "nobody"):
+        exchange = plane.begin(Protocol.REST, name)
+        with pytest.raises(SeatrialError) as refused:
+            plane.locate(exchange)
+        plane.fail(exchange, refused.value)
+        plane.end(exchange)
+    samples = exposed(counted)
+    assert value(samples, "seatrial_requests_total", model="late", protocol="rest", outcome="refused") == 1
+    assert value(samples, "seatrial_unknown_model_requests_total", protocol="rest") == 1
