@@ -46,7 +46,7 @@ def add_evidence(bundle: Bundle, variant: Variant, source: Source, *, budget: Bu
                 data_digest=source.dataset.digest if source.dataset else "",
                 calibration_digest=source.calibration_digest,
                 seed=SEED,
-                tools={name: installed(name) for name in TOOLS},
+                tools=tools(),
             ),
             quality=variant.quality,
             agreement=variant.proof.agreement,
@@ -55,3 +55,8 @@ def add_evidence(bundle: Bundle, variant: Variant, source: Source, *, budget: Bu
             budget=budget.as_dict(),
         )
     )
+
+
+def tools() -> dict[str, str]:
+    """The versions of what converts, compresses and runs."""
+    return {name: installed(name) for name in TOOLS}

@@ -21,7 +21,7 @@ from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
 from seatrial.spelling import did_you_mean
 from seatrial_export.build import Built, Tell, building
-from seatrial_export.bundling import add_evidence, bundle_up
+from seatrial_export.bundling import add_evidence, bundle_up, tools
 from seatrial_export.candidate import CANDIDATES, TARGETS, Candidate, Lost, Verdict
 from seatrial_export.child import Limits, child_limits
 from seatrial_export.choose import Budget, Judgement, Variant, choose
@@ -216,6 +216,7 @@ class _Work:
             rows=found,
             notes=source.notes,
             machine=this_machine(),
+            tools=tools(),
             seconds=self.seconds,
             run_id=run_id,
             written_at=datetime.now(UTC).isoformat(timespec="seconds"),

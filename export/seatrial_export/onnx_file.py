@@ -35,7 +35,7 @@ def clean(model: ModelProto) -> None:
 
 
 def _clear(part: Any) -> None:
-    part.doc_string = ""
+    part.ClearField("doc_string")
     del part.metadata_props[:]
 
 

@@ -1,8 +1,9 @@
 """The report as one HTML file: no script, no network, light and dark as the reader's system has it."""
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
@@ -12,17 +13,27 @@ from seatrial_export.report import Report, Row
 
 PAGE = "report.html"
 TEMPLATE = "report.html.j2"
-WIDTH, HEIGHT, MARGIN = 640, 300, 56
+
+WIDTH, HEIGHT = 720, 340
+LEFT, RIGHT, TOP, BOTTOM = 64, WIDTH - 16, 44, HEIGHT - 48
+LABEL_HEIGHT, LETTER_WIDTH = 15, 6.5
+"""Roughly, of the plot's own font."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A variant in the plot. `right` says on which side of it its name has room."""
+    """A variant in the plot, in pixels. `number` is its place in the table; the `_low` and `_high` ends are whiskers'."""
 
     row: Row
+    number: int
     x: float
+    x_low: float
+    x_high: float
     y: float
-    right: bool
+    y_low: float
+    label_x: float
+    label_y: float
+    anchor: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +44,24 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plot:
-    """Quality over latency per row, ready to be drawn; `front` is the line through the points that nothing beats."""
+    """Quality over latency per row, ready to be drawn.
+
+    `front` are the steps through the points that nothing beats, `beaten` what lies below them; `floor` is the lowest
+    quality that the budget allows, where labels judge.
+    """
 
     points: tuple[Point, ...]
     front: str
+    beaten: str
+    floor: float | None
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     y_name: str
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = RIGHT
+    bottom: int = BOTTOM
 
 
 def draw(report: Report, path: Path) -> None:
@@ -47,46 +69,115 @@ def draw(report: Report, path: Path) -> None:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    page = environment.get_template(TEMPLATE).render(
-        report=report, plot=plot(report.rows), width=WIDTH, height=HEIGHT, margin=MARGIN, Verdict=Verdict
-    )
-    path.write_text(page)
+    environment.filters |= {"px": "{:.1f}".format, "kind": _kind}
+    slowest = max((row.row_ms for row in report.rows if row.row_ms is not None), default=1.0)
+    path.write_text(environment.get_template(TEMPLATE).render(report=report, plot=plot(report), slowest=slowest))
 
 
-def plot(rows: Sequence[Row]) -> Plot | None:
+def _kind(verdict: Verdict) -> str:
+    """Which of the page's few colours a verdict has."""
+    kinds = {Verdict.CHOSEN: "chosen", Verdict.ADMITTED: "admitted", Verdict.NOT_APPLICABLE: "aside"}
+    return kinds.get(verdict, "refused")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """What the plot shows of a row, in its units."""
+
+    row: Row
+    number: int
+    cost: float
+    cost_low: float
+    cost_high: float
+    value: float
+    value_low: float
+
+
+def plot(report: Report) -> Plot | None:
     """None where no variant was measured."""
-    measured = [row for row in rows if row.row_ms is not None and row.quality is not None]
+    measured = [each for number, row in enumerate(report.rows, start=1) if (each := _measured(row, number))]
     if not measured:
         return None
-    x = _Scale.of([_cost(row) for row in measured], low=MARGIN, high=WIDTH - MARGIN)
-    y = _Scale.of([_value(row) for row in measured], low=HEIGHT - MARGIN, high=MARGIN / 2)
-    points = tuple(
-        Point(row=row, x=x.place(_cost(row)), y=y.place(_value(row)), right=x.place(_cost(row)) < WIDTH / 2)
-        for row in measured
-    )
-    on_front = sorted((point for point in points if point.row.on_front), key=lambda point: point.x)
+    floor = _floor(report)
+    values = [value for each in measured for value in (each.value, each.value_low)] + ([floor] if floor else [])
+    x = _Scale.of([0.0, *(each.cost_high for each in measured)], low=LEFT, high=RIGHT)
+    y = _Scale.of(values, low=BOTTOM, high=TOP)
+    front = _steps(sorted((x.place(each.cost), y.place(each.value)) for each in measured if each.row.on_front))
     return Plot(
-        points=points,
-        front=" ".join(f"{point.x:.1f},{point.y:.1f}" for point in on_front),
+        points=_points(measured, x, y),
+        front=_path(front),
+        beaten=_path([(front[0][0], BOTTOM), *front, (RIGHT, BOTTOM)]),
+        floor=None if floor is None else y.place(floor),
         x_ticks=tuple(Tick(at=x.place(value), words=f"{value:.3g}") for value in x.ticks()),
         y_ticks=tuple(Tick(at=y.place(value), words=f"{value:.4g}") for value in y.ticks()),
-        y_name=measured[0].quality.metric if measured[0].quality else "",
+        y_name=measured[0].row.quality.metric if measured[0].row.quality else "",
     )
 
 
-def _cost(row: Row) -> float:
-    assert row.row_ms is not None, "not measured: this is a bug"
-    return row.row_ms
+def _measured(row: Row, number: int) -> _Measured | None:
+    if row.row_ms is None or row.quality is None or row.throughput is None:
+        return None
+    batch = row.throughput.batch
+    return _Measured(
+        row=row,
+        number=number,
+        cost=row.row_ms,
+        cost_low=row.throughput.low_ms / batch,
+        cost_high=row.throughput.high_ms / batch,
+        value=row.quality.value,
+        value_low=row.quality.source_value - row.quality.drop_upper,
+    )
 
 
-def _value(row: Row) -> float:
-    assert row.quality is not None, "not measured: this is a bug"
-    return row.quality.value
+def _floor(report: Report) -> float | None:
+    """Agreement is held against its limit itself, not at the end of its interval: there a line would mislead."""
+    judged = [row.quality for row in report.rows if row.quality and row.quality.basis == "labels"]
+    return judged[0].source_value - report.budget["accuracy_drop"] if judged else None
+
+
+def _steps(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """From each point to the right as far as the next, then up to it; from the last to the edge."""
+    corners = [front[0]]
+    for (_, before), (x, y) in itertools.pairwise(front):
+        corners += [(x, before), (x, y)]
+    return [*corners, (RIGHT, front[-1][1])]
+
+
+def _path(corners: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+
+
+def _points(measured: Sequence[_Measured], x: "_Scale", y: "_Scale") -> tuple[Point, ...]:
+    """With labels above them, towards the side that has room, and higher where they would overlap."""
+    points: list[Point] = []
+    for each in sorted(measured, key=lambda each: each.value):
+        at, right = x.place(each.cost), x.place(each.cost) < (LEFT + RIGHT) / 2
+        point = Point(
+            row=each.row, number=each.number,
+            x=at, x_low=x.place(each.cost_low), x_high=x.place(each.cost_high),
+            y=y.place(each.value), y_low=y.place(each.value_low),
+            label_x=at + (-8 if right else 8), label_y=y.place(each.value) - 13, anchor="start" if right else "end",
+        )  # fmt: skip
+        while any(_overlap(point, other) for other in points):
+            point = replace(point, label_y=point.label_y - 1)
+        points.append(point)
+    return tuple(points)
+
+
+def _overlap(one: Point, other: Point) -> bool:
+    (a, b), (c, d) = _extent(one), _extent(other)
+    return a < d and c < b and abs(one.label_y - other.label_y) < LABEL_HEIGHT
+
+
+def _extent(point: Point) -> tuple[float, float]:
+    """From where to where the point and its label go, from left to right."""
+    reach = LETTER_WIDTH * len(point.row.name)
+    return (point.x - 8, point.x + reach) if point.anchor == "start" else (point.x - reach, point.x + 8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scale:
-    """A linear scale from values to pixels, with some room at both ends."""
+    """A linear scale from values to pixels, with some room at both ends; nothing lies below a value of zero."""
 
     first: float
     last: float
@@ -95,8 +186,9 @@ class _Scale:
 
     @staticmethod
     def of(values: Sequence[float], *, low: float, high: float) -> "_Scale":
-        room = 0.1 * (max(values) - min(values)) or 0.05 * abs(max(values)) or 1.0
-        return _Scale(first=min(values) - room, last=max(values) + room, low=low, high=high)
+        room = 0.08 * (max(values) - min(values)) or 0.05 * abs(max(values)) or 1.0
+        first = 0.0 if min(values) == 0 else min(values) - room
+        return _Scale(first=first, last=max(values) + room, low=low, high=high)
 
     def place(self, value: float) -> float:
         return self.low + (value - self.first) / (self.last - self.first) * (self.high - self.low)

@@ -49,7 +49,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """`chosen` and `bundles` have the variant's name and its bundle's digest for each target that has a winner."""
+    """`chosen` and `bundles` have the variant's name and its bundle's digest for each target that has a winner.
+
+    `tools` are the versions of what converts and runs.
+    """
 
     model: str
     verdict: str
@@ -60,6 +63,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     machine: Machine
+    tools: dict[str, str]
     seconds: dict[str, float]
     run_id: str
     written_at: str
