@@ -1,7 +1,6 @@
 """What every registered architecture must do; registering one enrols it here."""
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,6 +156,3 @@ def test_a_program_with_a_fixed_batch_axis_is_refused(case: Case) -> None:
 
     with pytest.raises(ConversionFailed, match="axis 'batch' of input 'pixels' became fixed at 1"):
         to_program(case.build().eval(), case.example(batch=1), case.signature)
-
-
-Build = Callable[[], nn.Module]
