@@ -15,12 +15,21 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from PIL import Image
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from seatrial.registry.embedded import connect
+from seatrial.settings import Settings
 from seatrial_models.mlp import Perceptron
+from seatrial_training.data import clinc150
 from seatrial_training.recipe import load_recipe
+from seatrial_training.registration import register
 from seatrial_training.retrainable import NotRetrainable, Retrainable, read_retrainable
+from seatrial_training.run import open_run
+from seatrial_training.train import train_in
 from tests.training.conftest import Whole
+
+THINGS, WHENS = ("door", "window", "gate", "box"), ("now", "today", "later")
+TINY = "{vocabulary: 60, max_tokens: 32, classes: 3, width: 16, depth: 1, heads: 2, feed_forward: 16}"
 
 pytestmark = pytest.mark.xdist_group("training")
 
@@ -207,6 +216,30 @@ def test_the_module_is_rebuilt_from_its_files(whole: Whole, model: Path) -> None
     pixels = torch.from_numpy(trained.dataset.test.inputs["pixels"][:5])
     assert torch.equal(module(pixels), trained.module(pixels))
     assert load_file(retrainable.weights).keys() == module.state_dict().keys()
+
+
+TEXTS = [
+    (f"{verb} the {thing} {when}", verb) for verb in ("open", "close", "paint") for thing in THINGS for when in WHENS
+]
+
+
+def test_a_model_of_texts_carries_its_tokenizer_and_takes_texts_of_any_length(settings: Settings) -> None:
+    rows = [list(row) for row in TEXTS]
+    requests = {"train": rows, "val": rows[::2], "test": rows[1::2]}
+    dataset = clinc150.from_json(json.dumps(requests).encode(), vocabulary=60)
+    recipe = load_recipe("clinc150-transformer", changes=("epochs=1", f"architecture.config={TINY}"))
+    with open_run(recipe, dataset, settings) as run:
+        version = register(train_in(run, recipe, dataset), run)
+    files = Path(mlflow.artifacts.download_artifacts(str(version)))
+    retrainable = read_retrainable(files)
+    assert isinstance(retrainable, Retrainable)
+    assert retrainable.tokenizer is not None
+    assert retrainable.tokenizer.read_text() == dataset.tokenizer
+    program, module = mlflow.pytorch.load_model(str(version)), retrainable.module()
+    tokenizer = Tokenizer.from_file(str(retrainable.tokenizer))
+    for text in ("open", "paint the door and the window now please"):
+        ids = torch.tensor([tokenizer.encode(text).ids])
+        torch.testing.assert_close(program(ids), module(ids), atol=1e-5, rtol=1e-5)
 
 
 def test_a_model_of_somebody_else_s_cannot_be_trained_anew(tmp_path: Path) -> None:

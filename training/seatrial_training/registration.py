@@ -31,7 +31,7 @@ from seatrial import __version__
 from seatrial.errors import ConversionFailed
 from seatrial.machine import this_machine
 from seatrial.registry import ModelRef, ModelVersion
-from seatrial.tensors import Array, Signature, TensorSpec
+from seatrial.tensors import BATCH, Array, Signature, TensorSpec
 from seatrial_models import architecture
 from seatrial_training.data import Dataset
 from seatrial_training.evaluation import Score, class_results, confusion_matrix, predictor
@@ -169,19 +169,34 @@ def _log_program(trained: TrainedModel, run: Run) -> str:
 
 
 def _check_program(program: nn.Module, trained: TrainedModel) -> None:
-    """Ask the program that was logged, read back from where it was logged to: the same logits at other batch sizes?
+    """Ask the program that was logged, read back from where it was logged to: the same logits at other sizes?
 
     Raises `ConversionFailed`. The exporter fixes an axis in silence, and only another size brings it to light.
     """
     answered, expected = (predictor(each, trained.signature) for each in (program, trained.module))
-    for rows in (1, EXAMPLE_ROWS - 1, EXAMPLE_ROWS + 1):
-        inputs = dict(trained.dataset.test.take(slice(rows)).inputs)
+    for inputs in _other_sizes(trained):
+        shapes = {name: list(array.shape) for name, array in inputs.items()}
         try:
             got = answered(inputs)["logits"]
         except (RuntimeError, AssertionError) as error:
-            raise ConversionFailed(f"the exported program does not take a batch of {rows}: {error}") from error
+            raise ConversionFailed(f"the exported program does not take {shapes}: {error}") from error
         if not np.allclose(got, expected(inputs)["logits"], atol=CLOSE, rtol=CLOSE):
-            raise ConversionFailed(f"the exported program answers a batch of {rows} differently from the module")
+            raise ConversionFailed(f"the exported program answers {shapes} differently from the module")
+
+
+def _other_sizes(trained: TrainedModel) -> Iterator[dict[str, Array]]:
+    """Real rows, in other numbers than the example has: whole, and with each axis beside the batch cut to its half."""
+    for rows in (1, EXAMPLE_ROWS - 1, EXAMPLE_ROWS + 1):
+        inputs = dict(trained.dataset.test.take(slice(rows)).inputs)
+        yield inputs
+        for axis in trained.signature.dynamic_axes:
+            if axis.name != BATCH:
+                halves = {name: index for name, index in axis.at.items() if name in inputs}
+                yield inputs | {name: _half(inputs[name], index) for name, index in halves.items()}
+
+
+def _half(array: Array, axis: int) -> Array:
+    return np.take(array, np.arange((array.shape[axis] + 1) // 2), axis=axis)
 
 
 def _mlflow_signature(signature: Signature) -> ModelSignature:
