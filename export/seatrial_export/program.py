@@ -6,7 +6,7 @@ ONNX Runtime with every optimization off.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from seatrial.errors import InvalidSource, Untrusted
 from seatrial.tensors import BATCH, DataType, DynamicAxis, Signature, TensorSpec
@@ -40,10 +40,29 @@ def _record(message: str) -> str:
 
 
 def reference(path: Path, signature: Signature) -> Predict:
-    return _torch_reference(path, signature) if path.suffix == TORCH_PROGRAM else _onnx_reference(path, signature)
+    """Ask the program in `path`. What it cannot answer, it answers with `InvalidSource`."""
+    ask, refusals = (_torch_reference if path.suffix == TORCH_PROGRAM else _onnx_reference)(path, signature)
+
+    def predict(inputs: Inputs) -> Outputs:
+        try:
+            return ask(inputs)
+        except refusals as error:
+            shapes = ", ".join(f"{name}{list(array.shape)}" for name, array in inputs.items())
+            raise InvalidSource(
+                f"the source model itself does not answer {shapes}, which its signature allows: {_first_line(error)}"
+            ) from error
+
+    return predict
 
 
-def _torch_reference(path: Path, signature: Signature) -> Predict:
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+Refusals: TypeAlias = tuple[type[Exception], ...]
+
+
+def _torch_reference(path: Path, signature: Signature) -> tuple[Predict, Refusals]:
     import torch
     from torch.utils import _pytree as pytree
 
@@ -58,11 +77,13 @@ def _torch_reference(path: Path, signature: Signature) -> Predict:
             answer = pytree.tree_leaves(module(*args, **kwargs))
         return {name: tensor.numpy() for name, tensor in zip(outputs, answer, strict=True)}
 
-    return predict
+    return predict, (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
 
 
-def _onnx_reference(path: Path, signature: Signature) -> Predict:
+def _onnx_reference(path: Path, signature: Signature) -> tuple[Predict, Refusals]:
     import onnxruntime as ort
+
+    from seatrial_serving.engines.onnxruntime import REFUSALS
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -73,7 +94,7 @@ def _onnx_reference(path: Path, signature: Signature) -> Predict:
     def predict(inputs: Inputs) -> Outputs:
         return dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True))
 
-    return predict
+    return predict, REFUSALS
 
 
 def program_signature(

@@ -5,13 +5,14 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from seatrial.registry import BUNDLE_TAG, EXPORT_RUN_TAG, ModelRef
 from seatrial.registry.bundles import fetch_bundle
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
 from seatrial_export.candidate import Verdict
-from seatrial_export.export import Request, export
+from seatrial_export.export import Request, attempt, export
 from seatrial_export.publish import OF_TAG
 from seatrial_serving.engines import open_engine, proof
 from tests.digits import NAME, VERSION, ExportedDigits
@@ -85,25 +86,29 @@ def test_the_run_goes_from_the_source_to_the_variants_in_mlflow(exported_digits:
     assert [f"models:/{each.model_id}" for each in run.inputs.model_inputs] == [source]
     variants = [client.get_logged_model(each.model_id) for each in run.outputs.model_outputs]
     measured = [row.name for row in exported_digits.report.rows if row.row_ms is not None]
-    assert [variant.name for variant in variants] == measured
+    assert sorted(variant.name for variant in variants) == sorted(measured)
     assert {metric.key for metric in variants[0].metrics or ()} >= {"accuracy", "row_ms", "p99_ms", "size_bytes"}
     artifacts = {file.path for file in client.list_artifacts(run.info.run_id, "report")}
     assert artifacts == {"report/report.html", "report/report.json"}
 
 
-def test_an_export_repeated_in_another_home_has_the_same_digest(
+def test_an_export_repeated_in_another_home_has_the_same_digest_and_a_child_that_hangs_loses_only_itself(
     exported_digits: ExportedDigits, tmp_path: Path
 ) -> None:
-    """Of what was converted anew: the bundle holds nothing that a clock or a path decides."""
+    """The model is converted anew: the bundle holds nothing that a clock or a path decides. Fine-tuning is cut short."""
     copy = exported_digits.copy(tmp_path / "home")
     chosen = exported_digits.report.chosen["onnx-cpu"]
     request = Request(ref=REF)
-    only = [candidate for candidate in request.candidates if candidate.name == chosen]
-    settings = Settings(home=copy.home, export={"measure_s": 0.1})
+    only = [candidate for candidate in request.candidates if candidate.name == chosen or candidate.pruned]
+    settings = Settings(home=copy.home, export={"measure_s": 0.1, "fine_tune_s": 0.5})
     for bundle in copy.settings.bundles.iterdir():
         bundle.rename(tmp_path / bundle.name)
     exported = export(Request(ref=REF, candidates=only), settings)
     assert exported.report.bundles == exported_digits.report.bundles
+    [cut] = [row for row in exported.report.rows if row.name != chosen]
+    assert (cut.verdict, cut.reason) == (Verdict.NOT_BUILT, "did not finish within 0.5 s and was killed")
+    assert "-m seatrial_export.prune job.json" in cut.command
+    assert Path(cut.log).is_file(), "what it takes to run it again stays"
     assert exported.bundles["onnx-cpu"].path.is_relative_to(copy.home)
     version = EmbeddedRegistry(settings).resolve(REF)
     assert version.tags[EXPORT_RUN_TAG] == exported.report.run_id != exported_digits.report.run_id
@@ -133,3 +138,18 @@ def test_answers_of_the_bundle_are_the_held_out_accuracy_that_was_reported(expor
     [chosen] = [row for row in exported_digits.report.rows if row.verdict is Verdict.CHOSEN]
     assert chosen.quality is not None
     assert found == chosen.quality.value
+
+
+@pytest.mark.slow
+def test_where_every_conversion_takes_too_much_memory_the_report_says_so(
+    exported_digits: ExportedDigits, tmp_path: Path
+) -> None:
+    copy = exported_digits.copy(tmp_path / "home")
+    settings = Settings(home=copy.home, export={"memory_bytes": 2**28})
+    attempted = attempt(Request(ref=REF), settings)
+    assert attempted.unmet == ("onnx-cpu",)
+    assert {row.verdict for row in attempted.report.rows} == {Verdict.NOT_BUILT}
+    assert all("MiB of memory, more than the 256 allowed" in row.reason for row in attempted.report.rows)
+    assert attempted.report.bundles == {}
+    version = EmbeddedRegistry(settings).resolve(REF)
+    assert version.tags[BUNDLE_TAG + "onnx-cpu"] == exported_digits.bundle.digest, "what was there before stays"

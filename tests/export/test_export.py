@@ -187,6 +187,7 @@ def test_what_is_typed_wrong_is_told_at_once(
     assert words in typed.err
 
 
+@pytest.mark.slow
 def test_a_target_given_twice_is_one(seatrial: Callable[..., Typed]) -> None:
     typed = seatrial("export", "linear/1", "--target", TARGET, "--target", TARGET, "--json")
     assert typed.code == 0
