@@ -68,7 +68,8 @@ def open_logged(files: Path, *, what: str, trust: Trust, max_batch: int, rows: I
 
 def _open_onnx(data: Path, example: Inputs | None, *, max_batch: int) -> Logged:
     program = next(data.glob(f"*{ONNX}")) if data.is_dir() else data
-    return Logged(program=program, signature=onnx_signature(program, max_batch=max_batch), example=example)
+    signature = onnx_signature(program, max_batch=max_batch)
+    return Logged(program=program, signature=signature, example=_named(example, signature))
 
 
 def onnx_signature(program: Path, *, max_batch: int) -> Signature:
@@ -100,12 +101,21 @@ def open_torch(
     if example is None and exported.example_inputs:
         args, kwargs = exported.example_inputs
         example = dict(zip(names, (tensor.numpy() for tensor in (*args, *kwargs.values())), strict=True))
-    elif example is not None and len(example) == len(names) and set(example) != set(names):
-        example = dict(zip(names, example.values(), strict=True))  # MLflow does not name a single tensor
     fixed = "the program takes calls of one fixed size, so requests cannot be put together in batches"
     return Logged(
-        program=program, signature=signature, example=example, notes=() if signature.batch is not None else (fixed,)
+        program=program,
+        signature=signature,
+        example=_named(example, signature),
+        notes=() if signature.batch is not None else (fixed,),
     )
+
+
+def _named(example: Inputs | None, signature: Signature) -> Inputs | None:
+    """`example` by the names of `signature`: MLflow does not name a single tensor."""
+    names = [spec.name for spec in signature.inputs]
+    if example is None or len(example) != len(names) or set(example) == set(names):
+        return example
+    return dict(zip(names, example.values(), strict=True))
 
 
 def _our_signature(files: Path) -> Signature | None:
