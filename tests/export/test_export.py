@@ -315,8 +315,9 @@ def test_an_export_that_fails_says_so_in_its_run_and_leaves_the_bundle_that_was_
         if words == "naming the bundle":
             raise KeyboardInterrupt
 
+    other = Settings(home=settings.home, export={"measure_s": 0.1, "threads": 1, "max_batch": 32})  # another bundle
     with pytest.raises(KeyboardInterrupt):
-        export(Request(ref=REF, candidates=(FLOAT,)), settings, tell=stumble)
+        export(Request(ref=REF, candidates=(FLOAT,)), other, tell=stumble)
     runs = registry.client.search_runs([registry.experiment("seatrial/export")])
     assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
     now = registry.resolve(ModelRef(name=version.name, version=version.version))
