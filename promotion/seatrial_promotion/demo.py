@@ -29,7 +29,7 @@ from seatrial.registry import ModelRef
 from seatrial.settings import Settings
 from seatrial.tensors import Array
 from seatrial_export.export import Exported, Request, export
-from seatrial_export.summary import summary
+from seatrial_export.summary import Progress, summary
 from seatrial_promotion.entry import Entry
 from seatrial_promotion.promote import Promotion, promote
 from seatrial_serving.bench import Plan, Protocol, Result, bench
@@ -97,7 +97,9 @@ def live(settings: Settings, console: Console) -> Lived:
         version, score = registered.version, registered.trained.score
         console.print(f"   {version}: {score.metric} {score.value:.2%} on {score.rows} rows that it never saw")
     with stages.stage("export", "build variants, prove each against the source, measure, choose"):
-        exported = export(Request(ref=ModelRef(name=version.name, version=version.version)), settings)
+        with Progress(console) as progress:
+            request = Request(ref=ModelRef(name=version.name, version=version.version))
+            exported = export(request, settings, tell=progress.tell)
         console.print(summary(exported), soft_wrap=True)
     with stages.stage("promote", "through the gates, into the ledger, then move the alias"):
         entry = promote(Promotion(name=version.name, version=version.version, by="seatrial demo"), settings)

@@ -1,6 +1,7 @@
 """Both forms of the registry, against the real MLflow: the library in this process and a real tracking server."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -179,3 +180,14 @@ def test_the_watcher_child_speaks_lines_and_ends_with_its_reader(settings: Setti
     assert decode(child.stdout.readline()) == Answered()
     child.stdout.close()
     assert child.wait(timeout=30) is not None
+
+
+def test_two_homes_in_one_process_have_a_registry_each(
+    settings: Settings, migrated_store: Path, tmp_path: Path
+) -> None:
+    other = Settings(home=tmp_path / "other")
+    other.home.mkdir()
+    shutil.copyfile(migrated_store, other.home / "mlflow.db")
+    EmbeddedRegistry(settings).client.create_registered_model("only-here")
+    assert [model.name for model in EmbeddedRegistry(other).client.search_registered_models()] == []
+    assert other.tracking_uri == f"sqlite:///{other.home}/mlflow.db"

@@ -210,10 +210,7 @@ def test_two_homes_give_one_digest(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.copyfile(migrated_store, elsewhere / "mlflow.db")
-    # Said outright, because MLflow keeps the address of the first home in this process's environment.
-    other = Settings(
-        home=elsewhere, export=settings.export, registry={"tracking_uri": f"sqlite:///{elsewhere}/mlflow.db"}
-    )
+    other = Settings(home=elsewhere, export=settings.export)
     (tmp_path / "again").mkdir()
     source = linear_onnx(tmp_path / "again" / "linear.onnx")
     assert str(register(str(source), name="linear", settings=other, example=None, trust=False)) == str(version)

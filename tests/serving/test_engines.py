@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper
 
 from seatrial.bundle import Bundle, Driver, EngineSpec, Evidence, open_bundle
 from seatrial.bundle.evidence import Provenance
@@ -18,7 +19,7 @@ from seatrial.tensors import DataType
 from seatrial_serving.engines import OPENERS, Engine, open_engine
 from seatrial_serving.engines.onnxruntime import OnnxRuntime, read_signature
 from seatrial_serving.engines.proof import replay, warm_up, zeros
-from tests.serving.models import LinearBundle, everything_onnx, gather_onnx, linear, linear_onnx
+from tests.serving.models import LinearBundle, everything_onnx, gather_onnx, linear, linear_onnx, save
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +135,14 @@ def test_what_this_installation_lacks_is_named(bundle: Bundle, change: dict[str,
     other = Bundle(path=opened.path, manifest=msgspec.structs.replace(opened.manifest, **change), digest="")
     with pytest.raises(EngineUnavailable, match=words):
         open_engine(other, threads=1)
+
+
+def test_open_axes_without_a_name_are_axes_of_their_own(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "open.onnx",
+        [helper.make_node("Concat", ["a", "b"], ["y"], axis=1)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in "ab"],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", None])],
+    )
+    axes = {axis.name: axis.at for axis in read_signature(path).dynamic_axes}
+    assert axes == {"batch": {"a": 0, "b": 0, "y": 0}, "a.1": {"a": 1}, "b.1": {"b": 1}, "y.1": {"y": 1}}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
-from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
+from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR, MLFLOW_TRACKING_URI
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from sqlalchemy.exc import OperationalError
@@ -80,15 +80,19 @@ def connect(settings: Settings) -> mlflow.MlflowClient:
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # type: ignore[no-untyped-call] # MLflow's own
     if not settings.registry_is_remote:
         settings.home.mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(settings.tracking_uri)
-    mlflow.set_registry_uri(settings.tracking_uri)
+    uri, before = settings.tracking_uri, MLFLOW_TRACKING_URI.get_raw()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    if before is None:  # MLflow wrote it into the environment too, where the settings of another home would find it
+        MLFLOW_TRACKING_URI.unset()
+    else:
+        MLFLOW_TRACKING_URI.set(before)
     try:
         client = mlflow.MlflowClient()
         client.search_experiments(max_results=1)
     except (MlflowException, OperationalError) as error:
         raise RegistryUnreachable(
-            f"the registry at {settings.tracking_uri} does not answer: {error}. "
-            "Is it running, and is MLFLOW_TRACKING_URI right?"
+            f"the registry at {uri} does not answer: {error}. Is it running, and is MLFLOW_TRACKING_URI right?"
         ) from error
     return client
 

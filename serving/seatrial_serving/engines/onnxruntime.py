@@ -59,14 +59,16 @@ class OnnxRuntime:
 
 
 def read_signature(path: Path) -> Signature:
-    """The signature that a bare ONNX file declares. Its symbolic first axes are taken for the batch."""
+    """The signature that a bare ONNX file declares. Its open first axes are taken for the batch, unnamed others for
+    axes of their own."""
     session = _open(path, options={}, threads=1)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     axes: dict[str, dict[str, int]] = {}
     for value in (*inputs, *outputs):
         for index, size in enumerate(value.shape):
             if not isinstance(size, int):
-                axes.setdefault(BATCH if index == 0 else str(size), {})[value.name] = index
+                name = BATCH if index == 0 else size or f"{value.name}.{index}"
+                axes.setdefault(name, {})[value.name] = index
     return Signature(
         inputs=tuple(map(_spec, inputs)),
         outputs=tuple(map(_spec, outputs)),
