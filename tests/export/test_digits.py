@@ -92,6 +92,7 @@ def test_the_run_goes_from_the_source_to_the_variants_in_mlflow(exported_digits:
     assert artifacts == {"report/report.html", "report/report.json"}
 
 
+@pytest.mark.slow
 def test_an_export_repeated_in_another_home_has_the_same_digest_and_a_child_that_hangs_loses_only_itself(
     exported_digits: ExportedDigits, tmp_path: Path
 ) -> None:
