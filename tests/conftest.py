@@ -13,6 +13,10 @@ from tests.digits import ExportedDigits
 
 ROOT = Path(__file__).parent.parent
 
+# The workers of a run share the cores: torch's threads that wait for one another sleep, instead of spinning in the way of
+# the others. Read when torch is imported, hence here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,6 +222,7 @@ description: a ResNet of a few weights
 data: digits
 architecture: {name: resnet18, config: {pixels: [1, 8, 8], classes: 10, stem: small, width: 2, blocks: [1, 1, 1, 1]}}
 epochs: 4
+threads: 1
 """
 
 
