@@ -220,7 +220,7 @@ RESNET = """
 name: tiny
 description: a ResNet of a few weights
 data: digits
-architecture: {name: resnet18, config: {pixels: [1, 8, 8], classes: 10, stem: small, width: 2, blocks: [1, 1, 1, 1]}}
+architecture: {name: resnet18, config: {pixels: [1, 8, 8], classes: 10, stem: small, width: 8, blocks: [1, 1, 1, 1]}}
 epochs: 4
 threads: 1
 """
