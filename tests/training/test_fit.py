@@ -236,6 +236,19 @@ def test_only_the_first_epochs_see_small_images(digits: Dataset, tmp_path: Path)
     assert seen == [4] * (2 * steps) + [8] * (2 * steps)
 
 
+@pytest.mark.parametrize(("width", "one_dnn"), [(4, False), (8, True)])
+def test_networks_that_one_dnn_cannot_train_are_trained_without_it(
+    digits: Dataset, tmp_path: Path, width: int, one_dnn: bool
+) -> None:
+    """With it, this process would die, here or later: of a width of 4 the gradients are written beyond their memory."""
+    (tmp_path / "tiny.yaml").write_text(RESNET)
+    made = load_recipe(str(tmp_path / "tiny.yaml"), changes=["epochs=1", f"architecture.config.width={width}"])
+    seen: list[bool] = []
+    fit(build_module(made, digits), made, digits, on_epoch=lambda _: seen.append(torch._C._get_mkldnn_enabled()))
+    assert seen == [one_dnn]
+    assert torch._C._get_mkldnn_enabled()
+
+
 def sizes_seen(module: nn.Module) -> "Watching":
     return Watching(module)
 

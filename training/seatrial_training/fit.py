@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -34,6 +34,8 @@ from seatrial_training.recipe import Optimizer, Recipe, Schedule
 
 MONITORED = "validation_accuracy"
 EVALUATION_BATCH = 256
+NARROW = 8
+"""Channels that fill a vector register of single precision."""
 
 Batch = tuple[Inputs, Tensor]
 
@@ -125,7 +127,7 @@ def fit(
             return fit(module, recipe, dataset, place=Path(aside), on_epoch=on_epoch, callbacks=callbacks)
     history = History(on_epoch)
     best, last = _checkpoints(place / "checkpoints")
-    with _quiet(), _threads(recipe.threads), torch.random.fork_rng():
+    with _quiet(), _threads(recipe.threads), _sound_gradients(module), torch.random.fork_rng():
         trainer = pl.Trainer(
             max_epochs=recipe.epochs,
             precision=choose_precision(recipe.precision),
@@ -327,6 +329,25 @@ def _threads(wanted: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _sound_gradients(module: nn.Module) -> Iterator[None]:
+    """Without oneDNN for networks that it cannot train.
+
+    NOTE: on one thread, with channels last, oneDNN in torch 2.13 writes the gradient of a strided 1x1 convolution of 2 to 7
+    channels beyond its memory, and the process dies of it, or does not.
+    """
+    convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    narrow = any(
+        layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.in_channels < NARROW for layer in convolutions
+    )
+    set_flags = cast(Callable[..., tuple[bool, ...]], torch.backends.mkldnn.set_flags)
+    before, *_ = set_flags(_enabled=False if narrow else None, _fp32_precision=None)
+    try:
+        yield
+    finally:
+        set_flags(_enabled=before, _fp32_precision=None)
 
 
 @contextmanager
