@@ -4,13 +4,14 @@ Importing this module imports MLflow (seconds, 100 MB). No server does: it start
 """
 
 import logging
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
-from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR, MLFLOW_TRACKING_URI
+from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from sqlalchemy.exc import OperationalError
@@ -80,13 +81,13 @@ def connect(settings: Settings) -> mlflow.MlflowClient:
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # type: ignore[no-untyped-call] # MLflow's own
     if not settings.registry_is_remote:
         settings.home.mkdir(parents=True, exist_ok=True)
-    uri, before = settings.tracking_uri, MLFLOW_TRACKING_URI.get_raw()
+    uri, before = settings.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     if before is None:  # MLflow wrote it into the environment too, where the settings of another home would find it
-        MLFLOW_TRACKING_URI.unset()
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     else:
-        MLFLOW_TRACKING_URI.set(before)
+        os.environ["MLFLOW_TRACKING_URI"] = before
     try:
         client = mlflow.MlflowClient()
         client.search_experiments(max_results=1)
