@@ -40,7 +40,7 @@ from seatrial_training.train import Registered, train
 
 RECIPE = "digits-cnn"
 ROWS = 16
-LOAD_S = 2.0
+LOAD_S = 1.0
 CALLERS = 8
 READY_S = 60.0
 
