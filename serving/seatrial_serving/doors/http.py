@@ -179,6 +179,7 @@ class HttpServer:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 timeout_keep_alive=int(limits.idle_s),
             )
         )
