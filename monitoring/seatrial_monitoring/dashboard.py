@@ -58,9 +58,9 @@ def _rate(series: Series, by: tuple[str, ...], *conditions: str, part: str = "")
     return total(by, per_second(chosen(series, *conditions, part=part)))
 
 
-def _of_server(series: Series) -> str:
+def _of_server(expression: str) -> str:
     """For the servers that are ours: process metrics are everybody's names."""
-    return f"{chosen(series)} and on ({', '.join(TARGET_LABELS)}) {chosen(BUILD)}"
+    return f"{expression} and on ({', '.join(TARGET_LABELS)}) {chosen(BUILD)}"
 
 
 def _percentiles(series: Series, *, steady: str = "") -> tuple[Query, ...]:
@@ -313,19 +313,14 @@ RESOURCES = Row(
             description="Resident: engines by model, and the gateway. Pages that processes share are counted in each.",
             queries=(
                 Query(total(MODEL, chosen(RESIDENT)), f"engines {VARIANT}"),
-                Query(_of_server(PROCESS_RESIDENT), "gateway {{instance}}"),
+                Query(_of_server(chosen(PROCESS_RESIDENT)), "gateway {{instance}}"),
             ),
             unit="bytes",
         ),
         Panel(
             title="Gateway's processor time",
             description="Cores that the gateway keeps busy; near 1 it is the bottleneck.",
-            queries=(
-                Query(
-                    f"{per_second(chosen(PROCESS_CPU))} and on ({', '.join(TARGET_LABELS)}) {chosen(BUILD)}",
-                    "{{instance}}",
-                ),
-            ),
+            queries=(Query(_of_server(per_second(chosen(PROCESS_CPU))), "{{instance}}"),),
             unit="short",
         ),
         Panel(

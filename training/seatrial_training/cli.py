@@ -1,7 +1,5 @@
 """`seatrial train`."""
 
-import os
-
 import click
 
 from seatrial.cli import json_option, show
@@ -54,7 +52,6 @@ def _train(name: str, changes: tuple[str, ...], *, fresh: bool, as_json: bool) -
     from seatrial.settings import load_settings
     from seatrial_training.recipe import load_recipe
 
-    _let_waiting_threads_sleep()
     settings = load_settings()
     recipe = load_recipe(name, changes=changes)
     console = Console(stderr=True, highlight=False)
@@ -86,10 +83,3 @@ def _train(name: str, changes: tuple[str, ...], *, fresh: bool, as_json: bool) -
             f"  next: seatrial export {version}"
         ),
     )
-
-
-def _let_waiting_threads_sleep() -> None:
-    """By default OpenMP's threads spin while they wait for one another; on cores that others use too, that takes several
-    times as long. To be called before torch is imported; what the user has set stays.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
