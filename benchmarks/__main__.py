@@ -29,10 +29,10 @@ SECTIONS = ("serving", "startup", "int8")
 )  # fmt: skip
 @click.option("--resnet", default="cifar10-resnet/1", show_default=True, help="The model version that `int8` exports.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--seconds", default=3.0, show_default=True, help="Of each measurement of a server.")
+@click.option("--seconds", default=3, show_default=True, help="Of each measurement of a server.")
 @click.option("--write/--no-write", default=True, show_default=True, help="Whether to change benchmarks/README.md.")
 def main(
-    sections: tuple[str, ...], *, bundle: Path | None, resnet: str, rounds: int, seconds: float, write: bool
+    sections: tuple[str, ...], *, bundle: Path | None, resnet: str, rounds: int, seconds: int, write: bool
 ) -> None:
     """Measure SECTIONS (all, unless named). `int8` wants a trained ResNet-18 in the home: seatrial train cifar10-resnet.
 
@@ -52,7 +52,7 @@ def main(
                 write_section(name, text)
 
 
-def _measure(name: str, bundle: Path | None, model: str, rounds: int, seconds: float, progress: Progress) -> str:
+def _measure(name: str, bundle: Path | None, model: str, rounds: int, seconds: int, progress: Progress) -> str:
     if name == "int8":
         return int8.measure(model, progress=progress)
     assert bundle is not None, "no digits were made: this is a bug"

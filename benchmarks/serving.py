@@ -1,41 +1,49 @@
-"""The digits model, one row a request: our server, Triton on the same bundle, a bare HTTP server, the raw engine.
+"""The digits model, one row a request: our server, Triton on the same bundle, bare servers, the raw engine.
 
 All servers run from the beginning to the end, idle but for the one that is being asked. Every round asks each of them at
 every concurrency, starting with another one, so that what disturbs the machine disturbs all alike; a figure is the
-median over the rounds. One client process, ours, asks all of them, on the same cores as the servers.
+median over the rounds. The clients run on the same cores as the servers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import uvloop
+import numpy as np
 from rich.progress import Progress
 
+from benchmarks import clients
 from benchmarks.raw import rows_per_second
 from benchmarks.started import started
 from benchmarks.tables import table
 from seatrial.bundle import open_bundle
-from seatrial_serving.bench import Plan, Protocol, Result, bench
+from seatrial.protocol import InferRequest, Tensor
+from seatrial_serving.bench import Result
 
 CALLERS = (1, 8, 32, 64)
 PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--json")
 RAW = ((1, 1), (2, 1), (2, 64))
 """Callers and batch of the raw engine."""
+COMPARED = {"REST binary": ("Triton, REST binary", "bare ASGI"), "gRPC": ("Triton, gRPC", "bare grpc.aio")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
     name: str
-    url: str
-    protocol: Protocol
+    ask: Callable[..., Result]
+    address: str
 
 
-def measure(bundle: Path, *, rounds: int, seconds: float, progress: Progress) -> str:
+def measure(bundle: Path, *, rounds: int, seconds: int, progress: Progress) -> str:
     """The section of `benchmarks/README.md`."""
-    model = open_bundle(bundle).manifest.model.name
+    manifest = open_bundle(bundle).manifest
+    rows = [
+        Tensor(spec.name, spec.datatype, np.zeros([1, *spec.shape[1:]], spec.datatype.numpy))
+        for spec in manifest.signature.inputs
+    ]
+    request = InferRequest(tuple(rows), parameters={"binary_data_output": True})
     results: dict[tuple[str, int], list[Result]] = {}
     raw: dict[tuple[int, int], list[float]] = {}
     with ExitStack() as running:
@@ -44,11 +52,9 @@ def measure(bundle: Path, *, rounds: int, seconds: float, progress: Progress) ->
         for number in range(rounds):
             for contender in contenders[number % len(contenders) :] + contenders[: number % len(contenders)]:
                 for callers in CALLERS:
-                    plan = Plan(
-                        url=contender.url, model=model, protocol=contender.protocol, callers=callers, seconds=seconds,
-                        warm_up_s=0.5,
-                    )  # fmt: skip
-                    result = uvloop.run(bench(plan))
+                    result = contender.ask(
+                        contender.address, manifest.model.name, request, callers=callers, seconds=seconds
+                    )
                     if result.failed:
                         raise SystemExit(f"{contender.name} failed: {result.outcomes}")
                     results.setdefault((contender.name, callers), []).append(result)
@@ -57,18 +63,20 @@ def measure(bundle: Path, *, rounds: int, seconds: float, progress: Progress) ->
                 found = rows_per_second(bundle, callers=callers, batch=batch, seconds=seconds)
                 raw.setdefault((callers, batch), []).append(found)
                 progress.advance(task)
-    return "\n".join([_throughput(contenders, results), "", _latency(contenders, results), "", _raw(raw)])
+    parts = (_throughput(contenders, results), _ratios(results), _latency(contenders, results), _raw(raw))
+    return "\n\n".join(parts)
 
 
 def _contenders(bundle: Path, running: ExitStack) -> Iterator[Contender]:
     ours = running.enter_context(started("seatrial", "serve", str(bundle), "--no-request-log", *PORTS)).addresses
     triton = running.enter_context(started("seatrial", "triton", "serve", str(bundle), *PORTS)).addresses
     hello = running.enter_context(started("benchmarks.hello")).addresses
-    yield Contender(name="Seatrial, REST binary", url=ours["http"], protocol="rest")
-    yield Contender(name="Seatrial, gRPC", url=ours["grpc"], protocol="grpc")
-    yield Contender(name="Triton, REST binary", url=triton["http"], protocol="rest")
-    yield Contender(name="Triton, gRPC", url=triton["grpc"], protocol="grpc")
-    yield Contender(name="bare ASGI hello", url=hello["http"], protocol="rest")
+    yield Contender(name="Seatrial, REST binary", ask=clients.rest, address=ours["http"])
+    yield Contender(name="Triton, REST binary", ask=clients.rest, address=triton["http"])
+    yield Contender(name="bare ASGI", ask=clients.rest, address=hello["http"])
+    yield Contender(name="Seatrial, gRPC", ask=clients.over_grpc, address=ours["grpc"])
+    yield Contender(name="Triton, gRPC", ask=clients.over_grpc, address=triton["grpc"])
+    yield Contender(name="bare grpc.aio", ask=clients.over_grpc, address=hello["grpc"])
 
 
 Results = dict[tuple[str, int], list[Result]]
@@ -80,6 +88,21 @@ def _throughput(contenders: list[Contender], results: Results) -> str:
         for each in contenders
     ]
     return table(["requests/s", *(f"c={callers}" for callers in CALLERS)], rows)
+
+
+def _ratios(results: Results) -> str:
+    """Round by round, so that what disturbs a round disturbs both; the median, and the range that holds 90 % of medians."""
+
+    def cell(name: str, other: str, callers: int) -> str:
+        pairs = zip(results[name, callers], results[other, callers], strict=True)
+        ratios = np.array([this.per_second / that.per_second for this, that in pairs])
+        drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+        low, high = np.percentile(np.median(drawn, axis=1), (5, 95))
+        return f"{np.median(ratios):.2f} ({low:.2f} to {high:.2f})"
+
+    compared = [(f"Seatrial, {way}", other) for way, others in COMPARED.items() for other in others]
+    rows = [[f"{name}, to {other}", *(cell(name, other, c) for c in CALLERS)] for name, other in compared]
+    return table(["requests/s, ratio", *(f"c={callers}" for callers in CALLERS)], rows)
 
 
 def _latency(contenders: list[Contender], results: Results) -> str:

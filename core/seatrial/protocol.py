@@ -21,6 +21,8 @@ from seatrial.errors import MalformedRequest, NonFinite, WrongInput
 from seatrial.tensors import Array, DataType
 
 MAX_RANK = 16
+MOST_HEADS, LONGEST_HEAD = 1024, 8192
+"""Bounds of the memory of layouts."""
 Parameters = dict[str, str | int | float | bool]
 
 
@@ -50,6 +52,7 @@ class InferRequest(NamedTuple):
     outputs: tuple[RequestedOutput, ...] = ()
     id: str = ""
     parameters: Mapping[str, str | int | float | bool] = MappingProxyType({})
+    layout: "Layout | None" = None
 
     @property
     def binary_by_default(self) -> bool:
@@ -74,24 +77,71 @@ class _RequestHead(msgspec.Struct):
 _decode_head = msgspec.json.Decoder(_RequestHead).decode
 
 
+class Layout:
+    """What the JSON part of a request says where all data follow it as binary: everything but the data themselves.
+
+    Clients send the same JSON again and again; `decode_request` gives requests with equal JSON the same layout, so that
+    what was found out about one of them (`Signature.check`) need not be found out again.
+    """
+
+    __slots__ = ("_inputs", "_outputs", "_parameters", "_size", "fits")
+
+    def __init__(self, head: _RequestHead, inputs: Sequence[Tensor]) -> None:
+        """`inputs` are those that were read from a request with this head."""
+        self._inputs = []
+        self._size = 0
+        for name, datatype, array in inputs:
+            self._inputs.append((name, datatype, array.dtype, array.size, array.shape, self._size))
+            self._size += array.nbytes
+        self._outputs, self._parameters = tuple(head.outputs), head.parameters
+        self.fits: object = None
+        """The signature that the tensors were found to fit."""
+
+    def read(self, body: bytes | memoryview, json_length: int) -> InferRequest | None:
+        """None where the binary data have another size than this layout's."""
+        if len(body) - json_length != self._size:
+            return None
+        inputs = [
+            Tensor(name, datatype, np.frombuffer(body, dtype, count, json_length + offset).reshape(shape))
+            for name, datatype, dtype, count, shape, offset in self._inputs
+        ]
+        return InferRequest(tuple(inputs), self._outputs, "", self._parameters, self)
+
+
+_layouts: dict[bytes, Layout] = {}
+
+
 def decode_request(body: bytes | memoryview, *, json_length: int | None = None) -> InferRequest:
     """Read a request; `json_length` is the value of `Inference-Header-Content-Length` where the client sent it.
 
     Raises `MalformedRequest`, `NonFinite` or `WrongInput`. The arrays are read-only views of `body` where it is binary.
     """
-    view = memoryview(body)
     if json_length is None:
-        json_length = len(view)
-    if not 0 <= json_length <= len(view):
-        raise MalformedRequest(f"the JSON part is said to be {json_length} bytes long, the body has {len(view)}")
+        json_length = len(body)
+    elif not 0 <= json_length <= len(body):
+        raise MalformedRequest(f"the JSON part is said to be {json_length} bytes long, the body has {len(body)}")
+    text = bytes(body[:json_length])
+    if (layout := _layouts.get(text)) is not None and (request := layout.read(body, json_length)) is not None:
+        return request
     try:
-        head = _decode_head(view[:json_length])
+        head = _decode_head(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedRequest(f"the body is not an inference request: {error}") from error
-    binary = _BinaryPart(view[json_length:])
-    inputs = tuple(_read_tensor_of(head_input, binary) for head_input in head.inputs)
+    binary = _BinaryPart(memoryview(body)[json_length:])
+    inputs = tuple([_read_tensor_of(head_input, binary) for head_input in head.inputs])
     binary.check_exhausted()
-    return InferRequest(inputs, tuple(head.outputs), head.id, head.parameters)
+    return InferRequest(inputs, tuple(head.outputs), head.id, head.parameters, _learn(text, head, inputs))
+
+
+def _learn(text: bytes, head: _RequestHead, inputs: Sequence[Tensor]) -> Layout | None:
+    """Remember a head that may come again: it has no id, and all its data are binary, of a size that it decides."""
+    fixed = not any(tensor.data or tensor.datatype is DataType.BYTES for tensor in head.inputs)
+    if head.id or not fixed or not all(tensor.array.size for tensor in inputs) or len(text) > LONGEST_HEAD:
+        return None
+    if len(_layouts) >= MOST_HEADS:
+        del _layouts[next(iter(_layouts))]
+    layout = _layouts[text] = Layout(head, inputs)
+    return layout
 
 
 class _BinaryPart:

@@ -143,8 +143,8 @@ class Slot:
             end = _aligned(end + size)
         self.reserve(end)
         parts = []
-        for offset, (size, shape, pieces), (datatype, _) in zip(offsets, sized, tensors, strict=True):
-            self._lay_down(offset, datatype, pieces)
+        for offset, (size, shape, pieces) in zip(offsets, sized, strict=True):
+            self._lay_down(offset, pieces)
             parts.append(Part(offset, size, shape))
         return tuple(parts)
 
@@ -164,23 +164,18 @@ class Slot:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
-            del self._bytes, self._memory
+            del self._memory
 
     def _map(self) -> None:
         # A map with arrays in it cannot be resized or closed: the old one goes when its last array goes.
         self.size = os.fstat(self.descriptor).st_size
         self._memory = mmap.mmap(self.descriptor, self.size)
-        self._bytes = np.frombuffer(self._memory, np.uint8)
 
-    def _lay_down(self, offset: int, datatype: DataType, pieces: Sequence[Any]) -> None:
+    def _lay_down(self, offset: int, pieces: Sequence[Any]) -> None:
         for piece in pieces:
-            if datatype is DataType.BYTES:
-                self._memory[offset : offset + len(piece)] = piece
-                offset += len(piece)
-            else:
-                target = self._bytes[offset : offset + piece.nbytes]
-                np.copyto(target.view(piece.dtype).reshape(piece.shape), piece)
-                offset += piece.nbytes
+            end = offset + memoryview(piece).nbytes
+            self._memory[offset:end] = piece
+            offset = end
 
 
 def _layout(datatype: DataType, pieces: Sequence[Array]) -> tuple[int, tuple[int, ...], Sequence[Any]]:
@@ -190,7 +185,7 @@ def _layout(datatype: DataType, pieces: Sequence[Array]) -> tuple[int, tuple[int
     if datatype is DataType.BYTES:
         written = [write_tensor(piece, datatype) for piece in pieces]
         return sum(map(len, written)), shape, written
-    return sum(piece.nbytes for piece in pieces), shape, pieces
+    return sum([piece.nbytes for piece in pieces]), shape, [np.ascontiguousarray(piece) for piece in pieces]
 
 
 def _aligned(size: int) -> int:

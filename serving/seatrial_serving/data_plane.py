@@ -120,17 +120,20 @@ class DataPlane:
     def begin(self, protocol: Protocol, model: str, version: str = "") -> Exchange:
         return Exchange(protocol=protocol, model=model, version=version, arrived=time.monotonic())
 
-    async def infer(self, exchange: Exchange, request: InferRequest, *, timeout_s: float | None = None) -> Outputs:
-        """The outputs, in the order of the signature. `timeout_s` can only shorten the server's own limit.
+    def submit(
+        self, exchange: Exchange, request: InferRequest, *, timeout_s: float | None = None
+    ) -> "asyncio.Future[Outputs]":
+        """Put the request in line. The outputs come in the order of the signature, or `DeadlinePassed`, or what the engine
+        refused with; the future is cancelled where the caller leaves. `timeout_s` can only shorten the server's own limit.
 
-        Raises the errors of `Generation.admit`, `DeadlinePassed`, or what the engine refused with.
+        Raises the errors of `locate` and of `Generation.admit`.
         """
         generation = exchange.generation or self.locate(exchange)
         exchange.request_id = request.id
         limit_s = self.settings.limits.request_s
         deadline = exchange.arrived + (limit_s if timeout_s is None else min(limit_s, timeout_s))
         exchange.waiting = generation.admit(request, arrived=exchange.arrived, deadline=deadline)
-        return await exchange.waiting.answer
+        return exchange.waiting.answer
 
     def locate(self, exchange: Exchange) -> Generation:
         """Find the generation that the exchange asks for, and note it there. Raises as `find` does."""

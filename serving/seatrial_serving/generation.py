@@ -103,7 +103,7 @@ class Generation:
         """
         if self.state is not State.SERVING:
             raise NotReady(f"{self.identity} is {self.state}")
-        self.signature.check(request.inputs)
+        self._check(request)
         waiting = self._waiting(request, arrived=arrived, deadline=deadline)
         self._queue.put(waiting)
         self._dispatch_soon()
@@ -231,6 +231,13 @@ class Generation:
             log.critical("%s: a task failed; this is a bug", self.identity, exc_info=error)
 
     # From the queue to the engines
+
+    def _check(self, request: InferRequest) -> None:
+        layout = request.layout
+        if layout is None or layout.fits is not self.signature:
+            self.signature.check(request.inputs)
+            if layout is not None:
+                layout.fits = self.signature
 
     def _waiting(self, request: InferRequest, *, arrived: float, deadline: float) -> Request:
         given = {tensor.name: tensor.array for tensor in request.inputs}

@@ -72,7 +72,7 @@ async def serve(
         grpc_server = GrpcServer(plane)
         grpc_port = grpc_server.listen(serving.host, serving.grpc_port)
         application = Application(plane)
-        http = HttpServer(application, serving.limits)
+        http = HttpServer(application, serving.limits, door=application.infer)
         metrics_http = HttpServer(make_asgi_app(registry), serving.limits)
         stopping = stop or asyncio.Event()
         signals = Signals(stopping)

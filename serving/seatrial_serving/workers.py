@@ -77,13 +77,14 @@ class Worker(Protocol):
 
 
 def slice_outputs(outputs: Sequence[Tensor], requests: Sequence[Request]) -> list[Outputs]:
-    """Each request's own rows of the batch's outputs, copied."""
+    """Each request's own rows of the batch's outputs. The batch is copied, once; the rows are views of the copy."""
     if len(requests) == 1:
         return [tuple(Tensor(name, datatype, array.copy()) for name, datatype, array in outputs)]
+    copies = [(name, datatype, array.copy()) for name, datatype, array in outputs]
     answers = []
     start = 0
     for request in requests:
         end = start + request.rows
-        answers.append(tuple(Tensor(name, datatype, array[start:end].copy()) for name, datatype, array in outputs))
+        answers.append(tuple([Tensor(name, datatype, array[start:end]) for name, datatype, array in copies]))
         start = end
     return answers

@@ -54,6 +54,19 @@ def test_binary_requests_come_back_as_they_were(inputs: list[Tensor], request_id
     assert all(map(same, decoded.inputs, inputs))
 
 
+@given(st.lists(tensors(), min_size=1, max_size=3), st.integers(1, 3))
+def test_a_head_that_was_seen_before_means_the_same_again(inputs: list[Tensor], wrong: int) -> None:
+    turned = [Tensor(name, datatype, array.ravel()[::-1].reshape(array.shape)) for name, datatype, array in inputs]
+    for sent in (inputs, turned, inputs):
+        body, json_length = encode_request(InferRequest(tuple(sent)))
+        assert all(map(same, decode_request(body, json_length=json_length).inputs, sent))
+        with pytest.raises(MalformedRequest):
+            decode_request(body + b"x" * wrong, json_length=json_length)
+        if len(body) - wrong >= json_length:
+            with pytest.raises(MalformedRequest):
+                decode_request(body[:-wrong], json_length=json_length)
+
+
 @given(tensors(json=True))
 def test_json_requests_come_back_as_they_were(tensor: Tensor) -> None:
     body, json_length = encode_request(InferRequest((tensor,)), binary=False)

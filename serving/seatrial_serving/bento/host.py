@@ -77,7 +77,7 @@ class Host:
         exchange = self._plane.begin(Protocol.REST, self.bundle.manifest.model.name)
         try:
             generation = self._plane.locate(exchange)
-            outputs = await self._plane.infer(exchange, _as_request(inputs, generation.signature))
+            outputs = await self._plane.submit(exchange, _as_request(inputs, generation.signature))
         except (SeatrialError, asyncio.CancelledError) as error:
             self._plane.fail(exchange, error)
             raise

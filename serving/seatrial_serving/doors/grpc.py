@@ -138,7 +138,7 @@ class Servicer:
         try:
             generation = self._plane.locate(exchange)
             request = read_request(asked)
-            outputs = await self._plane.infer(exchange, request, timeout_s=context.time_remaining())
+            outputs = await self._plane.submit(exchange, request, timeout_s=context.time_remaining())
             answer = write_answer(outputs, request)
         except SeatrialError as error:
             self._plane.fail(exchange, error)

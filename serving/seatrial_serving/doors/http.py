@@ -3,23 +3,46 @@
 uvicorn with httptools reads headers of any size and waits for them for ever; `Connection` bounds both. Which application
 answers is decided here: the infer paths go straight to `InferDoor`, health is answered even while no model is loaded, and
 everything else goes to FastAPI, which is imported once the first model is ready.
+
+Clients send the same head over and over. One that asks for an inference is parsed once; after that the same bytes mean the
+same, and `Connection` hands the body to `InferDoor` itself, with no parser, ASGI or task between.
 """
 
 import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from seatrial.errors import PortInUse
 from seatrial.settings import Limits
 from seatrial_serving.data_plane import DataPlane, Exchange
-from seatrial_serving.doors.infer import JSON, InferDoor, Scope
+from seatrial_serving.doors.infer import JSON, Ask, Headers, InferDoor, Scope
 
 SWEEP_S = 0.5
+END_OF_HEAD = b"\r\n\r\n"
+CLOSE = (b"connection", b"close")
+MOST_HEADS, LONGEST_HEAD = 1024, 4096
+"""Bounds of what is remembered."""
+
+
+class Heads:
+    """Heads of inference requests that were parsed, by their bytes; the oldest is forgotten for a new one."""
+
+    def __init__(self) -> None:
+        self._asks: dict[bytes, Ask] = {}
+        self.find = self._asks.get
+
+    def learn(self, head: bytes, ask: Ask) -> None:
+        """NOTE: a lone line feed might end a head for one parser and not for another; such a head is never learned."""
+        if len(head) > LONGEST_HEAD or head.count(b"\n") != head.count(b"\r\n"):
+            return
+        if len(self._asks) >= MOST_HEADS:
+            del self._asks[next(iter(self._asks))]
+        self._asks[head] = ask
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -45,7 +68,7 @@ class Application:
 
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
-        self._infer = InferDoor(plane)
+        self.infer = InferDoor(plane)
         self._rest: Any = None
 
     def open_rest(self) -> None:
@@ -57,7 +80,7 @@ class Application:
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if (target := InferDoor.target(scope)) is not None:
             model, version = target
-            await self._infer(scope, receive, send, model=model, version=version)
+            await self.infer(scope, receive, send, model=model, version=version)
         elif (health := self._health(scope["path"])) is not None:
             await _respond(send, *health)
         elif self._rest is not None:
@@ -83,9 +106,11 @@ async def _respond(send: Any, status: int, body: bytes) -> None:
 
 
 class Connection(HttpToolsProtocol):
-    """One client's connection, held to `limits`, which the server sets on a subclass of its own."""
+    """One client's connection, held to `limits`; they and the `door` are set on a subclass for each server."""
 
     limits: Limits
+    door: InferDoor | None
+    heads: Heads
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn narrows it too
         super().connection_made(transport)
@@ -93,8 +118,24 @@ class Connection(HttpToolsProtocol):
         self._began: float | None = None
         self._in_head = self._refused = False
         self._head_bytes = self._chunk_bytes = 0
+        self._head = b""
+        """What the parser is being given, if it begins with a whole head."""
+        self._shortcut: Shortcut | None = None
 
     def data_received(self, data: bytes) -> None:
+        if self._shortcut is not None:
+            self._shortcut.data_received(data)
+            return
+        self._head = b""
+        if self.door is not None and self._began is None and self._at_rest:
+            end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
+            self._head = data[:end] if end >= len(END_OF_HEAD) else b""
+            if (ask := self.heads.find(self._head)) is not None:
+                self._unset_keepalive_if_required()
+                self._began = self.loop.time()
+                self._shortcut = Shortcut(self, self.door, ask)
+                self._shortcut.data_received(data[end:])
+                return
         super().data_received(data)
         if self._in_head:  # a header that never ends is never shown to `on_header`
             self._chunk_bytes += len(data)
@@ -117,6 +158,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(b"431 Request Header Fields Too Large")
         else:
             super().on_headers_complete()
+            self._learn()
 
     def on_body(self, body: bytes) -> None:
         if not self._refused:
@@ -131,11 +173,54 @@ class Connection(HttpToolsProtocol):
         self._idle_since = self.loop.time()
         super().on_response_complete()
 
+    def shutdown(self) -> None:
+        if self._shortcut is not None:
+            self._shortcut.last = True
+        else:
+            super().shutdown()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._shortcut is not None:
+            self._shortcut.leave()
         exchange = self._latest.scope.get("seatrial.exchange") if self._latest else None
         if isinstance(exchange, Exchange):
             exchange.leave()
         super().connection_lost(exc)
+
+    def received(self) -> None:
+        """The shortcut's request is whole."""
+        self._began = None
+
+    def respond(self, status: int, headers: Headers, body: bytes, *, last: bool, behind: bytes) -> None:
+        """Write the shortcut's answer; then either close, or go on with what came `behind` its request."""
+        self._shortcut = None
+        if self.transport.is_closing():
+            return
+        lines = [STATUS_LINE[status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            lines += (name, b": ", value, b"\r\n")
+        if last and CLOSE not in headers:
+            lines.append(b"connection: close\r\n")
+        self.transport.write(b"".join((*lines, b"\r\n", body)))
+        self._idle_since = self.loop.time()
+        if last:
+            self.transport.close()
+        elif behind:
+            self.loop.call_soon(self._go_on, behind)
+        else:
+            self.flow.resume_reading()
+
+    def _go_on(self, behind: bytes) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            self.data_received(behind)
+
+    def _learn(self) -> None:
+        head, self._head = self._head, b""
+        if not head or self.door is None or self.parser.should_upgrade() or not self.parser.should_keep_alive():
+            return
+        if self.parser.get_http_version() == "1.1" and (ask := self.door.read(cast(Scope, self.scope))) is not None:
+            self.heads.learn(head, ask)
 
     def sweep(self, now: float) -> None:
         """Close the connection if its client takes too long over a request, or has sent none for long."""
@@ -152,23 +237,61 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _at_rest(self) -> bool:
-        return self._latest is None or self._latest.response_complete
+        return self._shortcut is None and (self._latest is None or self._latest.response_complete)
 
     def _refuse(self, status: bytes) -> None:
         """Answer with `status`, unless an answer is under way, and close."""
         if self._refused:
             return
         self._refused = True
-        if self._at_rest or not self.cycle.response_started:
+        if self._shortcut is not None or self._at_rest or not self.cycle.response_started:
             self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
         self.transport.close()
+
+
+class Shortcut:
+    """One request whose head was known, from its first byte to its answer."""
+
+    def __init__(self, connection: Connection, door: InferDoor, ask: Ask) -> None:
+        self._connection, self._door, self._ask = connection, door, ask
+        self._exchange = door.begin(ask)
+        self._parts: list[bytes] = []
+        self._missing = ask.size
+        self._behind = b""
+        self.last = False
+        """Close the connection after the answer."""
+
+    def data_received(self, data: bytes) -> None:
+        if self._missing < 0:  # whole, and being answered
+            self._behind += data
+            self._connection.flow.pause_reading()
+            return
+        self._parts.append(data[: self._missing])
+        self._behind = data[self._missing :]
+        self._missing -= len(self._parts[-1])
+        if not self._missing:
+            self._missing = -1
+            self._connection.received()
+            body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._door.answer(self._exchange, self._ask, body, self._respond)
+
+    def leave(self) -> None:
+        """The client has gone."""
+        if self._missing >= 0:
+            self._door.give_up(self._exchange)
+        else:
+            self._exchange.leave()
+
+    def _respond(self, status: int, headers: Headers, body: bytes) -> None:
+        last = self.last or CLOSE in headers
+        self._connection.respond(status, headers, body, last=last, behind=self._behind)
 
 
 class HttpServer:
     """uvicorn on our event loop and our sockets; the process's signals stay ours."""
 
-    def __init__(self, application: Any, limits: Limits) -> None:
-        protocol = type("BoundedConnection", (Connection,), {"limits": limits})
+    def __init__(self, application: Any, limits: Limits, *, door: InferDoor | None = None) -> None:
+        protocol = type("BoundedConnection", (Connection,), {"limits": limits, "door": door, "heads": Heads()})
         self._server = _Uvicorn(
             uvicorn.Config(
                 application,

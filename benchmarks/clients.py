@@ -1,0 +1,119 @@
+"""Load from outside Python, so that the client takes little of the cores that it shares with the servers.
+
+`wrk` asks over HTTP/1.1 and `h2load` over HTTP/2, which carries gRPC: the Debian packages wrk and nghttp2-client. Every
+caller has a connection of its own, and one request in flight.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from urllib.parse import quote
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from seatrial.protocol import InferRequest, encode_request, write_tensor
+from seatrial_serving.bench import OK, Result
+from seatrial_serving.open_inference import SERVICE, messages
+
+SCRIPT = """
+wrk.method = "POST"
+wrk.body = io.open("{body}", "rb"):read("*a")
+{headers}
+function done(summary, latency)
+  local e = summary.errors
+  io.write(string.format('\\n{{"requests": %d, "us": %d, "failed": %d, "p50": %g, "p90": %g, "p99": %g, "max": %g}}\\n',
+    summary.requests, summary.duration, e.connect + e.read + e.write + e.status + e.timeout,
+    latency:percentile(50), latency:percentile(90), latency:percentile(99), latency.max))
+end
+"""
+INFER = f"/{SERVICE}/ModelInfer"
+DATA = re.compile(r"traffic:.*\((\d+)\) data")
+STATUSES = re.compile(r"status codes: (\d+) 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx")
+
+
+def rest(address: str, model: str, request: InferRequest, *, callers: int, seconds: int, binary: bool = True) -> Result:
+    """Ask with `wrk`. Raises `SystemExit` where it is not installed."""
+    body, json_length = encode_request(request, binary=binary)
+    headers = {"Inference-Header-Content-Length": json_length} if binary else {"Content-Type": "application/json"}
+    with tempfile.TemporaryDirectory() as folder:
+        sent, script = Path(folder) / "body", Path(folder) / "script.lua"
+        sent.write_bytes(body)
+        lines = "\n".join(f'wrk.headers["{name}"] = "{value}"' for name, value in headers.items())
+        script.write_text(SCRIPT.format(body=sent, headers=lines))
+        url = f"http://{address}/v2/models/{quote(model)}/infer"
+        said = _run("wrk", "-t1", f"-c{callers}", f"-d{seconds}s", "-s", str(script), url)
+    found = json.loads(said.splitlines()[-1])
+    return Result(
+        requests=found["requests"],
+        seconds=found["us"] / 1e6,
+        outcomes={OK: found["requests"] - found["failed"], "failed": found["failed"]},
+        per_second=(found["requests"] - found["failed"]) / (found["us"] / 1e6),
+        p50_ms=found["p50"] / 1000,
+        p90_ms=found["p90"] / 1000,
+        p99_ms=found["p99"] / 1000,
+        max_ms=found["max"] / 1000,
+    )
+
+
+def over_grpc(address: str, model: str, request: InferRequest, *, callers: int, seconds: int) -> Result:
+    """Ask with `h2load`. It sees no gRPC status; an answer counts as good if it is as long as one that was looked at."""
+    message = messages.ModelInferRequest(model_name=model)
+    for name, datatype, array in request.inputs:
+        message.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        message.raw_input_contents.append(write_tensor(array, datatype))
+    sent = _frame(message.SerializeToString())
+    good = len(_frame(_ask_once(address, sent[5:])))
+    with tempfile.TemporaryDirectory() as folder:
+        body, log = Path(folder) / "body", Path(folder) / "log"
+        body.write_bytes(sent)
+        headers = ("-H", "content-type: application/grpc", "-H", "te: trailers")
+        load = ("-t1", "-m1", f"-c{callers}", f"-D{seconds}", f"--log-file={log}", "-d", str(body))
+        said = _run("h2load", *load, *headers, f"http://{address}{INFER}")
+        lines: NDArray[np.int64] = np.loadtxt(log, np.int64, ndmin=2)
+    took_ms = lines[:, 2] / 1000
+    answered, received = int(_found(STATUSES, said)), int(_found(DATA, said))
+    failed = abs(received - answered * good) // good
+    p50, p90, p99 = (float(np.percentile(took_ms, q)) for q in (50, 90, 99))
+    return Result(
+        requests=answered,
+        seconds=seconds,
+        outcomes={OK: answered - failed, "of another length": failed},
+        per_second=(answered - failed) / seconds,
+        p50_ms=p50,
+        p90_ms=p90,
+        p99_ms=p99,
+        max_ms=float(took_ms.max()),
+    )
+
+
+def _ask_once(address: str, message: bytes) -> bytes:
+    with grpc.insecure_channel(address) as channel:
+        ask = channel.unary_unary(INFER, request_serializer=bytes, response_deserializer=bytes)
+        answer: bytes = ask(message, timeout=60)
+    return answer
+
+
+def _frame(message: bytes) -> bytes:
+    """A message as gRPC sends it: uncompressed, with its length in front."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def _run(tool: str, *arguments: str) -> str:
+    if shutil.which(tool) is None:
+        raise SystemExit(f"{tool} is not installed: apt-get install wrk nghttp2-client")
+    done = subprocess.run([tool, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{tool} {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def _found(pattern: re.Pattern[str], text: str) -> str:
+    match = pattern.search(text)
+    if match is None:
+        raise SystemExit(f"h2load said nothing like {pattern.pattern}:\n{text}")
+    return match[1]
