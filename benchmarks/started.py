@@ -56,5 +56,9 @@ def started(*command: str) -> Iterator[Running]:
                 addresses=json.loads(line), ready_s=ready_s, processes=(parent, *parent.children(recursive=True))
             )
         finally:
+            if process.poll() is not None:
+                errors.seek(0)
+                print(f"{' '.join(command)} ended by itself with {process.returncode}:", file=sys.stderr)
+                print(errors.read().decode()[-3000:], file=sys.stderr)
             process.send_signal(signal.SIGINT)
             process.communicate()
