@@ -74,9 +74,9 @@ def post(body: bytes, *headers: str, model: str = "linear") -> bytes:
     return "\r\n".join((*lines, "", "")).encode() + body
 
 
-def binary(*x: float) -> bytes:
+def binary(*x: float, datatype: DataType = DataType.FP32) -> bytes:
     """A binary request for one row; its answer is binary too."""
-    tensor = Tensor("x", DataType.FP32, np.array([x], np.float32))
+    tensor = Tensor("x", datatype, np.array([x], datatype.numpy))
     body, head = encode_request(InferRequest((tensor,), parameters={"binary_data_output": True}))
     return post(body, f"Inference-Header-Content-Length: {head}")
 
@@ -139,6 +139,8 @@ KINDS: dict[str, tuple[bytes, int]] = {
     "binary": (binary(*ROW), 200),
     "json": (text(*ROW), 200),
     "json of another length": (text(*(each / 7 for each in ROW)), 200),
+    "binary of another shape": (binary(*ROW, 5.0), 400),
+    "binary of another datatype": (binary(*ROW, datatype=DataType.FP64), 400),
     "wrong name": (text(*ROW, name="z"), 400),
     "no request": (post(b"{}"), 400),
     "another model": (post(b"{}", model="nobody"), 404),
