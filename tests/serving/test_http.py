@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -177,14 +178,38 @@ def test_however_a_stream_of_requests_is_cut_up_the_answers_are_those_of_each_al
     asyncio.run(at_once())
 
 
+async def learned(server: Running) -> None:
+    """Let the server see the head of `binary` once; its engine answers when told."""
+    learning = asyncio.create_task(ask(server, binary(*ROW)))
+    await soon(lambda: server.engine.held)
+    server.engine.answer()
+    await learning
+
+
+async def test_what_came_with_a_request_is_read_before_what_comes_after_its_answer() -> None:
+    async with running(held_back=True) as server:
+        await learned(server)
+        reader, writer = await server.connect()
+        one, other = binary(*ROW), binary(4, 3, 2, 1)
+        writer.write(one + other[:-20])
+        await soon(lambda: server.engine.held)
+        server.engine.answer()
+        client = writer.get_extra_info("socket").fileno()
+        asyncio.get_running_loop().call_soon(
+            os.write, client, other[-20:]
+        )  # in the turn in which the answer is written
+        assert (await read(reader)).y == TRUTH
+        await soon(lambda: server.engine.held)
+        server.engine.answer()
+        assert (await read(reader)).y == linear([(4, 3, 2, 1)])[0].tolist()
+        writer.close()
+
+
 @pytest.mark.parametrize("known", [False, True])
 async def test_a_client_that_leaves_is_counted_and_hurts_nobody(known: bool) -> None:
     async with running(held_back=True) as server:
         if known:
-            learning = asyncio.create_task(ask(server, binary(*ROW)))
-            await soon(lambda: server.engine.held)
-            server.engine.answer()
-            await learning
+            await learned(server)
         reader, writer = await server.connect()
         writer.write(binary(*ROW))
         await soon(lambda: server.engine.held)
@@ -232,10 +257,7 @@ async def test_a_long_wait_for_the_engine_is_no_idleness() -> None:
 async def test_a_stopping_server_answers_what_is_in_hand_and_closes(known: bool) -> None:
     async with running(held_back=True) as server:
         if known:
-            learning = asyncio.create_task(ask(server, binary(*ROW)))
-            await soon(lambda: server.engine.held)
-            server.engine.answer()
-            await learning
+            await learned(server)
         reader, writer = await server.connect()
         writer.write(binary(*ROW))
         await soon(lambda: server.engine.held)

@@ -206,6 +206,7 @@ class Connection(HttpToolsProtocol):
         if last:
             self.transport.close()
         elif behind:
+            self.flow.pause_reading()  # nothing may overtake it
             self.loop.call_soon(self._go_on, behind)
         else:
             self.flow.resume_reading()
