@@ -1,6 +1,7 @@
 """A generation answers each caller with its own rows, whatever happens to the engines and to the other callers."""
 
 import asyncio
+import math
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hypothesis.strategies as st
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import given, settings
 
 from seatrial.bundle import Bundle
 from seatrial.errors import DeadlinePassed, EngineFailed, GoldenMismatch, NotReady, Overloaded, WrongInput
-from seatrial.protocol import InferRequest, Tensor
+from seatrial.protocol import InferRequest, Tensor, decode_request, encode_request
 from seatrial.settings import Batching, Engines, Serving
 from seatrial.tensors import Array, DataType
 from seatrial_serving.generation import Generation
@@ -24,7 +26,7 @@ from seatrial_serving.remote import EngineProcess
 from seatrial_serving.workers import SLOTS, Request
 from tests.conditions import soon
 from tests.serving.conftest import load
-from tests.serving.models import LinearBundle, gather_onnx, linear
+from tests.serving.models import SIGNATURE, LinearBundle, gather_onnx, linear
 from tests.serving.scripted import POISON, ScriptedEngine, generation
 
 pytestmark = pytest.mark.anyio
@@ -149,6 +151,18 @@ async def test_what_does_not_fit_the_signature_is_refused_before_the_queue() -> 
             ask(on, [[1, 2, 3]])
         with pytest.raises(WrongInput, match="at most 2 at once"):
             ask(on, np.zeros((3, 4)))
+
+
+async def test_a_known_request_is_checked_against_each_model_s_own_signature() -> None:
+    [spec] = SIGNATURE.inputs
+    wide = msgspec.structs.replace(SIGNATURE, inputs=(msgspec.structs.replace(spec, shape=(-1, 5)),))
+    body, head = encode_request(InferRequest((Tensor("x", DataType.FP32, np.zeros((1, 4), np.float32)),)))
+    async with generation(ScriptedEngine) as on, generation(lambda: ScriptedEngine(signature=wide)) as other:
+        for _ in range(2):
+            request = decode_request(body, json_length=head)
+            assert (await on.admit(request, arrived=0, deadline=math.inf).answer)[0].array.shape == (1, 3)
+            with pytest.raises(WrongInput, match=r"shape \[1, 4\], expected \[-1, 5\]"):
+                other.admit(request, arrived=0, deadline=math.inf)
 
 
 # Engines that fail, die or hang
