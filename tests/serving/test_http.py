@@ -186,6 +186,16 @@ async def learned(server: Running) -> None:
     await learning
 
 
+async def in_hand(server: Running, *, known: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A client whose request the engine has."""
+    if known:
+        await learned(server)
+    reader, writer = await server.connect()
+    writer.write(binary(*ROW))
+    await soon(lambda: server.engine.held)
+    return reader, writer
+
+
 async def test_what_came_with_a_request_is_read_before_what_comes_after_its_answer() -> None:
     async with running(held_back=True) as server:
         await learned(server)
@@ -195,9 +205,7 @@ async def test_what_came_with_a_request_is_read_before_what_comes_after_its_answ
         await soon(lambda: server.engine.held)
         server.engine.answer()
         client = writer.get_extra_info("socket").fileno()
-        asyncio.get_running_loop().call_soon(
-            os.write, client, other[-20:]
-        )  # in the turn in which the answer is written
+        asyncio.get_running_loop().call_soon(os.write, client, other[-20:])  # in the turn that writes the answer
         assert (await read(reader)).y == TRUTH
         await soon(lambda: server.engine.held)
         server.engine.answer()
@@ -208,11 +216,7 @@ async def test_what_came_with_a_request_is_read_before_what_comes_after_its_answ
 @pytest.mark.parametrize("known", [False, True])
 async def test_a_client_that_leaves_is_counted_and_hurts_nobody(known: bool) -> None:
     async with running(held_back=True) as server:
-        if known:
-            await learned(server)
-        reader, writer = await server.connect()
-        writer.write(binary(*ROW))
-        await soon(lambda: server.engine.held)
+        _, writer = await in_hand(server, known=known)
         writer.close()
         await soon(lambda: server.ended(Outcome.ABANDONED) == 1)
         _, half = await server.connect()
@@ -225,7 +229,6 @@ async def test_a_client_that_leaves_is_counted_and_hurts_nobody(known: bool) -> 
         await soon(lambda: server.engine.held)
         server.engine.answer()
         assert (await staying)[0].y == TRUTH
-        del reader
 
 
 async def test_who_is_slow_with_the_body_behind_a_known_head_is_given_up() -> None:
@@ -242,9 +245,7 @@ async def test_who_is_slow_with_the_body_behind_a_known_head_is_given_up() -> No
 async def test_a_long_wait_for_the_engine_is_no_idleness() -> None:
     async with running(held_back=True) as server:
         for _ in range(2):  # the long way, and the short one
-            reader, writer = await server.connect()
-            writer.write(binary(*ROW))
-            await soon(lambda: server.engine.held)
+            reader, writer = await in_hand(server, known=False)
             with suppress(TimeoutError):
                 await asyncio.wait_for(reader.read(1), 2 * SETTINGS.limits.idle_s)
             server.engine.answer()
@@ -256,11 +257,7 @@ async def test_a_long_wait_for_the_engine_is_no_idleness() -> None:
 @pytest.mark.parametrize("known", [False, True])
 async def test_a_stopping_server_answers_what_is_in_hand_and_closes(known: bool) -> None:
     async with running(held_back=True) as server:
-        if known:
-            await learned(server)
-        reader, writer = await server.connect()
-        writer.write(binary(*ROW))
-        await soon(lambda: server.engine.held)
+        reader, writer = await in_hand(server, known=known)
         stopping = asyncio.create_task(server.http.stop())
         with suppress(OSError):
             while True:  # until no new connection is taken
