@@ -121,7 +121,8 @@ def decode_request(body: bytes | memoryview, *, json_length: int | None = None) 
     elif not 0 <= json_length <= len(body):
         raise MalformedRequest(f"the JSON part is said to be {json_length} bytes long, the body has {len(body)}")
     text = bytes(body[:json_length])
-    if (layout := _layouts.get(text)) is not None and (request := layout.read(body, json_length)) is not None:
+    layout = _layouts.get(text) if json_length <= LONGEST_HEAD else None  # to look up a long one is to hash all of it
+    if layout is not None and (request := layout.read(body, json_length)) is not None:
         return request
     try:
         head = _decode_head(text)
