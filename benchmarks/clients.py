@@ -16,9 +16,9 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from seatrial.protocol import InferRequest, encode_request, write_tensor
-from seatrial_serving.bench import OK, Result
-from seatrial_serving.open_inference import SERVICE, messages
+from seatrial.protocol import InferRequest, encode_request
+from seatrial_serving.bench import OK, Result, as_grpc
+from seatrial_serving.open_inference import SERVICE
 
 SCRIPT = """
 wrk.method = "POST"
@@ -62,12 +62,8 @@ def rest(address: str, model: str, request: InferRequest, *, callers: int, secon
 
 def over_grpc(address: str, model: str, request: InferRequest, *, callers: int, seconds: int) -> Result:
     """Ask with `h2load`. It sees no gRPC status; an answer counts as good if it is as long as one that was looked at."""
-    message = messages.ModelInferRequest(model_name=model)
-    for name, datatype, array in request.inputs:
-        message.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        message.raw_input_contents.append(write_tensor(array, datatype))
-    sent = _frame(message.SerializeToString())
-    good = len(_frame(_ask_once(address, sent[5:])))
+    message = as_grpc(request, model)
+    sent, good = _frame(message), len(_frame(_ask_once(address, message)))
     with tempfile.TemporaryDirectory() as folder:
         body, log = Path(folder) / "body", Path(folder) / "log"
         body.write_bytes(sent)

@@ -240,11 +240,7 @@ async def _connect(host: str, port: int) -> "_Connection":
 
 @asynccontextmanager
 async def _grpc_caller(plan: Plan, request: InferRequest) -> AsyncIterator[Call]:
-    message = messages.ModelInferRequest(model_name=plan.model)
-    for name, datatype, array in request.inputs:
-        message.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        message.raw_input_contents.append(write_tensor(array, datatype))
-    sent = message.SerializeToString()
+    sent = as_grpc(request, plan.model)
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
     async with grpc.aio.insecure_channel(_address(plan.url), options=options) as channel:
         ask = channel.unary_unary(f"/{SERVICE}/ModelInfer", request_serializer=bytes, response_deserializer=bytes)
@@ -257,6 +253,15 @@ async def _grpc_caller(plan: Plan, request: InferRequest) -> AsyncIterator[Call]
             return OK
 
         yield call
+
+
+def as_grpc(request: InferRequest, model: str) -> bytes:
+    """The serialized `ModelInferRequest`."""
+    message = messages.ModelInferRequest(model_name=model)
+    for name, datatype, array in request.inputs:
+        message.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        message.raw_input_contents.append(write_tensor(array, datatype))
+    return message.SerializeToString()
 
 
 _LOST = 0
