@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -40,7 +41,7 @@ def channel(server: Server) -> Iterator[grpc.Channel]:
 def request(*rows: float, model: str = "linear", request_id: str = "") -> messages.ModelInferRequest:
     made = messages.ModelInferRequest(model_name=model, id=request_id)
     made.inputs.add(name="x", datatype="FP32", shape=[len(rows), 4])
-    made.raw_input_contents.append(np.repeat(np.float32(rows), 4).tobytes())
+    made.raw_input_contents.append(np.repeat(np.array(rows, np.float32), 4).tobytes())
     return made
 
 
@@ -54,7 +55,7 @@ def y(response: messages.ModelInferResponse) -> list[float]:
     return values
 
 
-def infer(channel: grpc.Channel) -> grpc.UnaryUnaryMultiCallable:
+def infer(channel: grpc.Channel) -> "grpc.UnaryUnaryMultiCallable[Any, Any]":
     return channel.unary_unary(
         f"/{SERVICE}/ModelInfer",
         request_serializer=messages.ModelInferRequest.SerializeToString,
@@ -62,7 +63,7 @@ def infer(channel: grpc.Channel) -> grpc.UnaryUnaryMultiCallable:
     )
 
 
-def stream(channel: grpc.Channel) -> grpc.StreamStreamMultiCallable:
+def stream(channel: grpc.Channel) -> "grpc.StreamStreamMultiCallable[Any, Any]":
     return channel.stream_stream(
         f"/{SERVICE}/ModelStreamInfer",
         request_serializer=messages.ModelInferRequest.SerializeToString,
@@ -83,7 +84,7 @@ def test_messages_may_be_compressed(channel: grpc.Channel, compression: grpc.Com
     assert y(call[0]) == [value for row in numbers for value in answer(row)]
 
 
-def raw(channel: grpc.Channel, method: str = "ModelInfer") -> grpc.UnaryUnaryMultiCallable:
+def raw(channel: grpc.Channel, method: str = "ModelInfer") -> "grpc.UnaryUnaryMultiCallable[Any, Any]":
     return channel.unary_unary(f"/{SERVICE}/{method}", request_serializer=bytes, response_deserializer=bytes)
 
 
@@ -102,7 +103,7 @@ def test_messages_larger_than_any_window_pass_both_ways(channel: grpc.Channel) -
 
 
 def test_an_unknown_method_is_unimplemented(channel: grpc.Channel) -> None:
-    with pytest.raises(grpc.RpcError, match="there is no method /inference.GRPCInferenceService/Nonsense") as caught:
+    with pytest.raises(grpc.RpcError, match=r"there is no method /inference\.GRPCInferenceService/Nonsense") as caught:
         raw(channel, "Nonsense")(b"", timeout=30)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 

@@ -161,7 +161,7 @@ class Client:
         asked = {}
         for request in requests:
             number = self.h2.get_next_available_stream_id()
-            pairs = [tuple(pair) for pair in request.expected]
+            pairs = [(name, value) for name, value in request.expected]
             self.h2.send_headers(number, pairs, end_stream=not request.body)
             asked[number] = request
         async with asyncio.timeout(30):

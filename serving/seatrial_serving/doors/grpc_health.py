@@ -64,6 +64,6 @@ class Health:
 
 def _service(message: bytes) -> str:
     try:
-        return HealthCheckRequest.FromString(message).service
+        return str(HealthCheckRequest.FromString(message).service)
     except DecodeError as error:
         raise MalformedRequest(f"the message is no HealthCheckRequest: {error}") from error

@@ -3,7 +3,8 @@
 Version 1 and version 1alpha have the same messages under two names.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pool import Default, DescriptorPool
@@ -27,7 +28,7 @@ SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.Serv
 def reflection(paths: Iterable[str], pool: DescriptorPool) -> Methods:
     """Reflection over the services that own `paths`; their messages are in `pool`, or in protobuf's own."""
     services = {path.split("/")[1] for path in paths} | set(SERVICES)
-    mirror = Reflection(sorted(services), (pool, Default()))
+    mirror = Reflection(sorted(services), (pool, Default()))  # type: ignore[no-untyped-call] # protobuf's own
     return {f"/{service}/ServerReflectionInfo": Streaming(mirror.talk) for service in SERVICES}
 
 
@@ -61,13 +62,13 @@ class Reflection:
 
     def _file(self, asked: ServerReflectionRequest, kind: str | None) -> FileDescriptor | None:
         for pool in self._pools:
-            try:
-                if kind == "file_by_filename":
-                    return pool.FindFileByName(asked.file_by_filename)
-                if kind == "file_containing_symbol":
-                    return pool.FindFileContainingSymbol(asked.file_containing_symbol)
-            except KeyError:
-                continue
+            finders: dict[str | None, Callable[[str], FileDescriptor]] = {
+                "file_by_filename": pool.FindFileByName,
+                "file_containing_symbol": pool.FindFileContainingSymbol,
+            }
+            if kind in finders:
+                with suppress(KeyError):
+                    return finders[kind](getattr(asked, kind or ""))
         return None
 
 
