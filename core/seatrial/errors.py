@@ -8,8 +8,9 @@ SeatrialError
 │   ├── WrongInput           a name, datatype or shape that the model does not take
 │   ├── NonFinite            a number that the tensor cannot hold
 │   ├── TooLarge             a body, header or tensor over its limit
-│   ├── UnsupportedEncoding  a content encoding that the server does not speak
-│   └── UnknownModel         no model, version or alias of that name is served
+│   ├── UnsupportedEncoding  a content type or encoding that the server does not speak
+│   ├── UnknownModel         no model, version or alias of that name is served
+│   └── NoModelNamed         several are served, and the request does not say which it means
 ├── Refused              try again later
 │   ├── Overloaded           the queue is full
 │   ├── NotReady             starting, draining, or no engine is up
@@ -64,6 +65,10 @@ class UnsupportedEncoding(BadRequest):
 
 
 class UnknownModel(BadRequest):
+    pass
+
+
+class NoModelNamed(BadRequest):
     pass
 
 

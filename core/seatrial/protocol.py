@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from seatrial.errors import MalformedRequest, NonFinite, WrongInput
-from seatrial.tensors import Array, DataType
+from seatrial.tensors import Array, DataType, TensorSpec
 
 MAX_RANK = 16
 MOST_HEADS, LONGEST_HEAD = 1024, 8192
@@ -247,7 +247,7 @@ def _read_json(head: _TensorHead, count: int) -> Array:
         raise MalformedRequest(f"the data of tensor '{head.name}' is not JSON: {error}") from error
     if len(elements) != count:
         raise MalformedRequest(f"tensor '{head.name}' has {len(elements)} elements, its shape says {count}")
-    return _elements_as_array(elements, head).reshape(head.shape)
+    return elements_as_array(elements, head).reshape(head.shape)
 
 
 def _flatten(data: Any, into: list[Any]) -> None:
@@ -269,7 +269,8 @@ _JSON_TYPES: dict[str, frozenset[type]] = {
 }
 
 
-def _elements_as_array(elements: list[Any], head: _TensorHead) -> Array:
+def elements_as_array(elements: Sequence[Any], head: _TensorHead | TensorSpec) -> Array:
+    """What JSON gave as the elements of a tensor, in one dimension. Raises `WrongInput` or `NonFinite`."""
     dtype = head.datatype.numpy
     allowed = _JSON_TYPES[dtype.kind]
     if wrong := set(map(type, elements)) - allowed:

@@ -10,13 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from seatrial.errors import InvalidSettings
 from seatrial.spelling import did_you_mean
 
 CONFIG_FILE = "seatrial.toml"
 REFERENCE = "docs/reference.md lists them all"
+_ROUTE = r"^(/[A-Za-z0-9._~:@-]+)+$"
 
 
 class _Group(BaseModel):
@@ -63,11 +70,22 @@ class Engines(_Group):
     """A request that was in hand at so many deaths of an engine is answered with an error instead of tried again."""
 
 
+class Doors(_Group):
+    """What the doors for clients of other servers are asked under."""
+
+    model: str | None = None
+    """The model that answers `/invocations` and `predict_route`, which name none, where several are served."""
+    predict_route: str | None = Field(default=None, pattern=_ROUTE)
+    """One more path that takes `instances`, as Vertex AI wants it. By default AIP_PREDICT_ROUTE."""
+    health_route: str | None = Field(default=None, pattern=_ROUTE)
+    """One more path that says whether the server is ready. By default AIP_HEALTH_ROUTE."""
+
+
 class Serving(_Group):
     host: str = "127.0.0.1"
     """Address to listen on. The container image sets 0.0.0.0."""
     http_port: int = Field(default=8000, ge=0, le=65535)
-    """REST. 0 takes a free port and prints it."""
+    """REST. 0 takes a free port and prints it. AIP_HTTP_PORT, where Vertex AI sets it, goes before the default."""
     grpc_port: int = Field(default=8001, ge=0, le=65535)
     """gRPC. 0 takes a free port and prints it."""
     metrics_port: int = Field(default=8002, ge=0, le=65535)
@@ -83,6 +101,7 @@ class Serving(_Group):
     batching: Batching = Batching()
     limits: Limits = Limits()
     engines: Engines = Engines()
+    doors: Doors = Doors()
 
 
 class Registry(_Group):
@@ -166,7 +185,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        platform = InitSettingsSource(settings_cls, _vertex())
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls), platform
 
     @property
     def bundles(self) -> Path:
@@ -221,6 +241,14 @@ def load_settings(**flags: Any) -> Settings:
         raise InvalidSettings("\n".join(_explain(problem) for problem in error.errors())) from error
     _refuse_unknown_variables()
     return settings
+
+
+def _vertex() -> dict[str, Any]:
+    """What Vertex AI tells a container in variables of its own."""
+    names = {"http_port": "AIP_HTTP_PORT", "predict_route": "AIP_PREDICT_ROUTE", "health_route": "AIP_HEALTH_ROUTE"}
+    said = {setting: os.environ[name] for setting, name in names.items() if os.environ.get(name)}
+    port = {"http_port": said.pop("http_port")} if "http_port" in said else {}
+    return {"serving": {**port, "doors": said}}
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,10 @@ class Outcome(StrEnum):
 class Protocol(StrEnum):
     REST = "rest"
     GRPC = "grpc"
+    MLFLOW = "mlflow"
+    TF_SERVING = "tf_serving"
+    TORCHSERVE = "torchserve"
+    OPENAI = "openai"
 
 
 class Rejection(StrEnum):
@@ -117,7 +121,7 @@ UNKNOWN_MODEL = Series(
     name="seatrial_unknown_model_requests",
     kind="counter",
     labels=("protocol",),
-    help="Inference requests for a model or version that is not served.",
+    help="Inference requests for a model or version that is not served, or that does not say which it means.",
 )
 ENGINE_DEATHS = Series(
     name="seatrial_engine_deaths",

@@ -9,7 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from seatrial.errors import BadRequest, DeadlinePassed, NotReady, Overloaded, Refused, TooLarge, UnknownModel
+from seatrial.errors import (
+    BadRequest,
+    DeadlinePassed,
+    NoModelNamed,
+    NotReady,
+    Overloaded,
+    Refused,
+    TooLarge,
+    UnknownModel,
+)
 from seatrial.protocol import InferRequest
 from seatrial.settings import Serving
 from seatrial_monitoring.metrics import ServingMetrics
@@ -37,6 +46,11 @@ class Exchange:
         """The caller has gone: nobody wants the answer."""
         if self.waiting is not None:
             self.waiting.answer.cancel()
+
+    @property
+    def left(self) -> bool:
+        """Whether it ended because the caller went."""
+        return self.waiting is not None and self.waiting.answer.cancelled()
 
     @property
     def rows(self) -> int:
@@ -160,7 +174,7 @@ class DataPlane:
 
     def _count_homeless(self, exchange: Exchange) -> None:
         """Count a request that found no generation."""
-        if exchange.error == UnknownModel.__name__:
+        if exchange.error in (UnknownModel.__name__, NoModelNamed.__name__):
             self.metrics.unknown_model[exchange.protocol] += 1
         elif exchange.error == NotReady.__name__:
             self.metrics.not_loaded[exchange.model][exchange.protocol] += 1

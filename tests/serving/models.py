@@ -113,3 +113,33 @@ def gather_onnx(path: Path) -> Path:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "tokens", 3])],
         constants={"table": WEIGHTS},
     )
+
+
+def pair_onnx(path: Path) -> Path:
+    """Two inputs, a of two columns and n of one; quotient = a / n, which is not finite where n is 0, and twice = 2 n."""
+    return save(
+        path,
+        [
+            helper.make_node("Cast", ["n"], ["n_float"], to=TensorProto.FLOAT),
+            helper.make_node("Div", ["a", "n_float"], ["quotient"]),
+            helper.make_node("Add", ["n", "n"], ["twice"]),
+        ],
+        [
+            helper.make_tensor_value_info("a", TensorProto.FLOAT, ["batch", 2]),
+            helper.make_tensor_value_info("n", TensorProto.INT64, ["batch", 1]),
+        ],
+        [
+            helper.make_tensor_value_info("quotient", TensorProto.FLOAT, ["batch", 2]),
+            helper.make_tensor_value_info("twice", TensorProto.INT64, ["batch", 1]),
+        ],
+    )
+
+
+def echo_onnx(path: Path) -> Path:
+    """The text that came in, once under a name that says text and once under one that says bytes."""
+    return save(
+        path,
+        [helper.make_node("Identity", ["said"], ["text"]), helper.make_node("Identity", ["said"], ["text_bytes"])],
+        [helper.make_tensor_value_info("said", TensorProto.STRING, ["batch"])],
+        [helper.make_tensor_value_info(name, TensorProto.STRING, ["batch"]) for name in ("text", "text_bytes")],
+    )

@@ -136,7 +136,7 @@ class InferDoor:
             status, headers, body = refusal(error)
         except (ClientLeft, asyncio.CancelledError) as gone:
             self._plane.fail(exchange, asyncio.CancelledError())
-            if isinstance(gone, asyncio.CancelledError) and not _left(exchange):
+            if isinstance(gone, asyncio.CancelledError) and not exchange.left:
                 raise  # the server itself is stopping this task
             return
         finally:
@@ -166,10 +166,6 @@ def _response(exchange: Exchange, request: InferRequest, outputs: Outputs) -> tu
     if length is None:
         return 200, [JSON, content_length], body
     return 200, [BINARY, (b"inference-header-content-length", b"%d" % length), content_length], body
-
-
-def _left(exchange: Exchange) -> bool:
-    return exchange.waiting is not None and exchange.waiting.answer.cancelled()
 
 
 async def read_body(receive: Any, *, max_body: int) -> bytes:
