@@ -19,8 +19,8 @@ from seatrial_serving.doors.infer import ClientLeft, read_body, refusal
 from seatrial_serving.doors.rows import write_json
 from seatrial_serving.generation import Generation
 
-Reply = Callable[[Exchange, Generation, bytes], Awaitable[Any]]
-"""Gets the body, submits what it asks to the data plane, and returns what to write as JSON."""
+Reply = Callable[[Exchange], Awaitable[Any]]
+"""Finds the generation, reads the body, submits what it asks to the data plane; returns what to write as JSON."""
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +33,11 @@ class Door:
     protocol: Protocol
     refuse: Callable[[int, SeatrialError], Any]
 
-    async def answer(
-        self, request: Request, reply: Reply, *, model: str, version: str = "", alias: str = ""
-    ) -> Response:
-        """`model` empty means the only one that is served, or the one that the settings name."""
-        exchange = self.plane.begin(self.protocol, model, version)
+    async def answer(self, request: Request, reply: Reply) -> Response:
+        exchange = self.plane.begin(self.protocol, "")
         request.scope["seatrial.exchange"] = exchange  # so that the connection can tell it when the client leaves
         try:
-            exchange.model = model or self._only_model()
-            generation = exchange.generation = self.plane.find(exchange.model, version, alias=alias)
-            content = await reply(exchange, generation, await self._body(request))
-            return Response(write_json(content), media_type="application/json")
+            return Response(write_json(await reply(exchange)), media_type="application/json")
         except SeatrialError as error:
             self.plane.fail(exchange, error)
             return self.refused(error)
@@ -59,12 +53,22 @@ class Door:
         finally:
             self.plane.end(exchange)
 
+    def find(self, exchange: Exchange, model: str, version: str = "", *, alias: str = "") -> Generation:
+        """`model` empty means the only one that is served, or the one that the settings name.
+
+        Raises `NoModelNamed`, or as `DataPlane.find` does.
+        """
+        exchange.model, exchange.version = model or self._only_model(), version
+        exchange.generation = self.plane.find(exchange.model, version, alias=alias)
+        return exchange.generation
+
     def refused(self, error: SeatrialError) -> Response:
         status, headers, _ = refusal(error)
         kept = {name.decode(): value.decode() for name, value in headers if not name.startswith(b"content-")}
         return Response(write_json(self.refuse(status, error)), status, kept, media_type="application/json")
 
-    async def _body(self, request: Request) -> bytes:
+    async def body(self, request: Request) -> bytes:
+        """Raises `TooLarge` or `UnsupportedEncoding`."""
         encoding = request.headers.get("content-encoding", "identity")
         if encoding != "identity":
             raise UnsupportedEncoding(f"the body is encoded as {encoding!r}; send it as it is")

@@ -23,7 +23,6 @@ from seatrial_monitoring.series import Protocol
 from seatrial_serving.data_plane import DataPlane, Exchange
 from seatrial_serving.doors import rows
 from seatrial_serving.doors.answering import Door
-from seatrial_serving.generation import Generation
 
 TARGET_MODEL = "x-amzn-sagemaker-target-model"
 """The one header that SageMaker passes on and that names a model."""
@@ -56,11 +55,12 @@ def router(plane: DataPlane) -> APIRouter:
 
     @paths.post("/invocations")
     async def invocations(request: Request) -> Response:
-        async def reply(exchange: Exchange, generation: Generation, body: bytes) -> Any:
-            asked = read(generation.signature, request.headers.get("content-type", ""), body)
+        async def reply(exchange: Exchange) -> Any:
+            signature = door.find(exchange, request.headers.get(TARGET_MODEL, "")).signature
+            asked = read(signature, request.headers.get("content-type", ""), await door.body(request))
             return {"predictions": rows.by_output(await plane.submit(exchange, asked))}
 
-        return await door.answer(request, reply, model=request.headers.get(TARGET_MODEL, ""))
+        return await door.answer(request, reply)
 
     return paths
 

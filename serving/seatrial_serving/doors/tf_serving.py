@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 
 from seatrial.errors import MalformedRequest, SeatrialError, WrongInput
 from seatrial.protocol import Tensor
-from seatrial.tensors import DataType, TensorSpec
+from seatrial.tensors import DataType, Signature, TensorSpec
 from seatrial_monitoring.series import Protocol
 from seatrial_serving.data_plane import DataPlane, Exchange
 from seatrial_serving.doors import rows
@@ -41,18 +41,22 @@ def router(plane: DataPlane) -> APIRouter:
     @paths.post("/v1/models/{name}/versions/{version}:predict")
     @paths.post("/v1/models/{name}/labels/{label}:predict")
     async def predict(request: Request, name: str, version: str = "", label: str = "") -> Response:
-        return await door.answer(request, reply, model=name, version=version, alias=label)
+        async def reply(exchange: Exchange) -> Any:
+            generation = door.find(exchange, name, version, alias=label)
+            return await predictions(exchange, generation.signature, await door.body(request))
 
-    async def reply(exchange: Exchange, generation: Generation, body: bytes) -> Any:
+        return await door.answer(request, reply)
+
+    async def predictions(exchange: Exchange, signature: Signature, body: bytes) -> Any:
         given = rows.read_object(body)
         if given.get("signature_name", SIGNATURE) != SIGNATURE:
             raise WrongInput(f"there is no signature {given['signature_name']!r}; there is {SIGNATURE!r}")
         match [format_ for format_ in ("instances", "inputs") if format_ in given]:
             case ["instances"]:
-                asked = rows.from_rows(generation.signature, given["instances"])
+                asked = rows.from_rows(signature, given["instances"])
                 return {"predictions": _as_rows(await plane.submit(exchange, asked))}
             case ["inputs"]:
-                asked = rows.from_columns(generation.signature, given["inputs"])
+                asked = rows.from_columns(signature, given["inputs"])
                 return {"outputs": _as_columns(await plane.submit(exchange, asked))}
             case found:
                 raise MalformedRequest(
@@ -85,7 +89,10 @@ def router(plane: DataPlane) -> APIRouter:
 
         @paths.post(doors.predict_route)
         async def vertex_predict(request: Request) -> Response:
-            return await door.answer(request, reply, model="")
+            async def reply(exchange: Exchange) -> Any:
+                return await predictions(exchange, door.find(exchange, "").signature, await door.body(request))
+
+            return await door.answer(request, reply)
 
     if doors.health_route:
 

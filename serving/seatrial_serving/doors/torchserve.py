@@ -23,7 +23,6 @@ from seatrial_monitoring.series import Protocol
 from seatrial_serving.data_plane import DataPlane, Exchange
 from seatrial_serving.doors import rows
 from seatrial_serving.doors.answering import Door
-from seatrial_serving.generation import Generation
 
 JSON_TYPES = ("application/json", "application/x-www-form-urlencoded")
 """The second is what `curl -d` says of whatever it sends."""
@@ -44,15 +43,16 @@ def router(plane: DataPlane) -> APIRouter:
     @paths.post("/predictions/{name}")
     @paths.post("/predictions/{name}/{version}")
     async def predictions(request: Request, name: str, version: str = "") -> Response:
-        async def reply(exchange: Exchange, generation: Generation, body: bytes) -> Any:
-            asked = read(generation.signature, request.headers.get("content-type", ""), body)
-            datum, asked = _with_batch_axis(generation.signature, asked)
+        async def reply(exchange: Exchange) -> Any:
+            signature = door.find(exchange, name, version).signature
+            asked = read(signature, request.headers.get("content-type", ""), await door.body(request))
+            datum, asked = _with_batch_axis(signature, asked)
             outputs = await plane.submit(exchange, asked)
             return rows.by_output(
                 [output._replace(array=output.array[0, ...]) for output in outputs] if datum else outputs
             )
 
-        return await door.answer(request, reply, model=name, version=version)
+        return await door.answer(request, reply)
 
     @paths.get("/models")
     def models() -> dict[str, Any]:
