@@ -28,6 +28,7 @@ class Waiting(Generic[I, A]):
     arrived: float
     deadline: float
     answer: asyncio.Future[A]
+    graph: str = "main"
     deaths: int = 0
     """Engines that died with this request in hand."""
     alone: bool = False

@@ -38,7 +38,7 @@ class Start(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """From the engine: loaded, verified, warm. `golden` requests were replayed."""
 
-    signature: Signature
+    graphs: dict[str, Signature]
     golden: int
     load_s: float
 
@@ -59,7 +59,7 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """To the engine: run `graph` on what lies in `slot`, one part per input in the order of the signature."""
+    """To the engine: run `graph` on what lies in `slot`, one part per input in the order of its signature."""
 
     batch: int
     slot: int

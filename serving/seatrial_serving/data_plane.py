@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from seatrial.bundle import MAIN
 from seatrial.errors import (
     BadRequest,
     DeadlinePassed,
@@ -135,7 +136,7 @@ class DataPlane:
         return Exchange(protocol=protocol, model=model, version=version, arrived=time.monotonic())
 
     def submit(
-        self, exchange: Exchange, request: InferRequest, *, timeout_s: float | None = None
+        self, exchange: Exchange, request: InferRequest, *, timeout_s: float | None = None, graph: str = MAIN
     ) -> "asyncio.Future[Outputs]":
         """Put the request in line. The outputs come in the order of the signature, or `DeadlinePassed`, or what the engine
         refused with; the future is cancelled where the caller leaves. `timeout_s` can only shorten the server's own limit.
@@ -146,7 +147,7 @@ class DataPlane:
         exchange.request_id = request.id
         limit_s = self.settings.limits.request_s
         deadline = exchange.arrived + (limit_s if timeout_s is None else min(limit_s, timeout_s))
-        exchange.waiting = generation.admit(request, arrived=exchange.arrived, deadline=deadline)
+        exchange.waiting = generation.admit(request, arrived=exchange.arrived, deadline=deadline, graph=graph)
         return exchange.waiting.answer
 
     def locate(self, exchange: Exchange) -> Generation:

@@ -53,7 +53,7 @@ def _load(start: Start, gateway: socket.socket) -> Engine:
         golden = _prove(engine, bundle, start)
     else:
         engine = _open_bare(path, start)
-    gateway.send(encode(Ready(engine.signature, golden, time.monotonic() - began)))
+    gateway.send(encode(Ready(dict(engine.graphs), golden, time.monotonic() - began)))
     return engine
 
 
@@ -79,9 +79,10 @@ def _answer_batches(engine: Engine, slots: list[Slot], gateway: socket.socket) -
 
 
 def _answer(engine: Engine, slot: Slot, run: Run) -> Ran | Failed:
+    signature = engine.graphs[run.graph]
     inputs = {
         spec.name: slot.read(part, spec.datatype, name=spec.name)
-        for spec, part in zip(engine.signature.inputs, run.inputs, strict=True)
+        for spec, part in zip(signature.inputs, run.inputs, strict=True)
     }
     began = time.perf_counter()
     try:
@@ -91,7 +92,7 @@ def _answer(engine: Engine, slot: Slot, run: Run) -> Ran | Failed:
     except MemoryError as error:
         return Failed(run.batch, run.slot, EngineFailed.__name__, f"out of memory: {error}")
     compute_s = time.perf_counter() - began
-    parts = slot.place([(spec.datatype, [outputs[spec.name]]) for spec in engine.signature.outputs])
+    parts = slot.place([(spec.datatype, [outputs[spec.name]]) for spec in signature.outputs])
     return Ran(run.batch, run.slot, parts, compute_s)
 
 

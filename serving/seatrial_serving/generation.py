@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from seatrial.bundle import MAIN
 from seatrial.errors import DeadlinePassed, EngineFailed, NotReady, SeatrialError, WrongInput
 from seatrial.machine import resident_bytes
 from seatrial.protocol import InferRequest
@@ -64,7 +65,8 @@ class Generation:
         self, identity: Identity, workers: Sequence[Worker], spawn: Spawn, metrics: ModelMetrics, settings: Serving
     ) -> None:
         self.identity, self.metrics, self.state = identity, metrics, State.SERVING
-        self.signature: Signature = workers[0].signature
+        self.graphs = workers[0].graphs
+        self.signature = self.graphs[MAIN]
         self.load_s = max(worker.load_s for worker in workers)
         self._workers = list(workers)
         self._spawn, self._settings = spawn, settings
@@ -72,7 +74,7 @@ class Generation:
             max_requests=settings.batching.max_queue, max_bytes=settings.batching.max_queue_bytes
         )
         batch = self.signature.batch
-        self._max_rows = min(settings.batching.max_size, batch.max) if batch else 1
+        self.max_rows = min(settings.batching.max_size, batch.max) if batch else 1
         self._compute_s = 0.0
         self._dispatching: asyncio.Handle | None = None
         self._sweeping: asyncio.Handle | None = None
@@ -96,15 +98,15 @@ class Generation:
             raise refused
         return cls(identity, workers, spawn, metrics, settings)
 
-    def admit(self, request: InferRequest, *, arrived: float, deadline: float) -> Request:
+    def admit(self, request: InferRequest, *, arrived: float, deadline: float, graph: str = MAIN) -> Request:
         """Check `request` and put it in line; the answer is awaited on what is returned.
 
         Raises `WrongInput`, `Overloaded` or `NotReady`.
         """
         if self.state is not State.SERVING:
             raise NotReady(f"{self.identity} is {self.state}")
-        self._check(request)
-        waiting = self._waiting(request, arrived=arrived, deadline=deadline)
+        _check(request, self.graphs[graph])
+        waiting = self._waiting(request, arrived=arrived, deadline=deadline, graph=graph)
         self._queue.put(waiting)
         self._dispatch_soon()
         return waiting
@@ -232,27 +234,20 @@ class Generation:
 
     # From the queue to the engines
 
-    def _check(self, request: InferRequest) -> None:
-        layout = request.layout
-        if layout is None or layout.fits is not self.signature:
-            self.signature.check(request.inputs)
-            if layout is not None:
-                layout.fits = self.signature
-
-    def _waiting(self, request: InferRequest, *, arrived: float, deadline: float) -> Request:
+    def _waiting(self, request: InferRequest, *, arrived: float, deadline: float, graph: str) -> Request:
+        signature = self.graphs[graph]
         given = {tensor.name: tensor.array for tensor in request.inputs}
-        inputs = tuple(given[spec.name] for spec in self.signature.inputs)
-        batch = self.signature.batch
+        inputs = tuple(given[spec.name] for spec in signature.inputs)
+        batch = signature.batch
         rows = inputs[0].shape[0] if batch else 1
-        if rows > self._max_rows:
-            raise WrongInput(
-                f"the request has {rows} rows; this server runs at most {self._max_rows} at once: split it"
-            )
+        if rows > self.max_rows:
+            raise WrongInput(f"the request has {rows} rows; this server runs at most {self.max_rows} at once: split it")
         return Waiting(
             item=inputs,
             rows=rows,
             size_bytes=sum(array.nbytes for array in inputs),
-            kind=tuple(array.shape[1:] for array in inputs),
+            kind=(graph, *[array.shape[1:] for array in inputs]),
+            graph=graph,
             arrived=arrived,
             deadline=deadline,
             answer=self._loop.create_future(),
@@ -272,10 +267,11 @@ class Generation:
             self._dispatching = None
         while self._queue and (worker := self._free_worker()) and not self._wait_for_company():
             now = time.monotonic()
-            requests = self._queue.take(max_rows=self._max_rows, now=now)
+            requests = self._queue.take(max_rows=self.max_rows, now=now)
             if not requests:
                 break
-            if not worker.run(Batch(requests=requests, rows=sum(waiting.rows for waiting in requests), sent=now)):
+            rows = sum(waiting.rows for waiting in requests)
+            if not worker.run(Batch(requests=requests, rows=rows, sent=now, graph=requests[0].graph)):
                 self._queue.put_back(requests)
                 continue
             for waiting in requests:
@@ -287,7 +283,7 @@ class Generation:
         """Whether the batch is small and its first request young enough to be held back, as the settings may want."""
         delay_s = self._settings.batching.max_delay_ms / 1000
         oldest = self._queue.oldest
-        if not delay_s or oldest is None or self._queue.rows >= self._max_rows or self.state is State.DRAINING:
+        if not delay_s or oldest is None or self._queue.rows >= self.max_rows or self.state is State.DRAINING:
             return False
         if time.monotonic() - oldest >= delay_s:
             return False
@@ -320,3 +316,12 @@ class Generation:
     def _note_if_drained(self) -> None:
         if self.state is State.DRAINING and not self._queue and not any(worker.held for worker in self._workers):
             self._drained.set()
+
+
+def _check(request: InferRequest, signature: Signature) -> None:
+    """Raises `WrongInput`."""
+    layout = request.layout
+    if layout is None or layout.fits is not signature:
+        signature.check(request.inputs)
+        if layout is not None:
+            layout.fits = signature

@@ -22,7 +22,7 @@ from seatrial_serving.workers import Batch, Load, Outputs, Owner, slice_outputs
 
 class LocalEngine:
     def __init__(self, engine: Engine, *, load_s: float, golden: int) -> None:
-        self.signature, self.load_s, self.golden = engine.signature, load_s, golden
+        self.graphs, self.load_s, self.golden = engine.graphs, load_s, golden
         self._engine = engine
         self._owner: Owner | None = None
         self._held: list[Batch] = []
@@ -67,14 +67,15 @@ class LocalEngine:
         self._engine.close()
 
     def _compute(self, batch: Batch) -> tuple[list[Outputs], float]:
+        signature = self.graphs[batch.graph]
         inputs = {
             spec.name: _together([request.item[index] for request in batch.requests])
-            for index, spec in enumerate(self.signature.inputs)
+            for index, spec in enumerate(signature.inputs)
         }
         began = time.perf_counter()
         outputs = self._engine.predict(inputs, graph=batch.graph)
         compute_s = time.perf_counter() - began
-        tensors = [Tensor(spec.name, spec.datatype, outputs[spec.name]) for spec in self.signature.outputs]
+        tensors = [Tensor(spec.name, spec.datatype, outputs[spec.name]) for spec in signature.outputs]
         return slice_outputs(tensors, batch.requests), compute_s
 
     def _report(self, batch: Batch, answered: asyncio.Future[tuple[list[Outputs], float]]) -> None:

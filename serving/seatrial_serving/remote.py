@@ -4,17 +4,18 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from seatrial import errors
 from seatrial.errors import Broken, EngineFailed, SeatrialError
 from seatrial.protocol import Tensor
+from seatrial.tensors import Signature
 from seatrial_serving import channel
 from seatrial_serving.workers import SLOTS, Batch, Load, Owner, slice_outputs
 
-FRUGAL = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-"""The engine's own threads are the only ones that an engine process needs: numpy must not bring more."""
+FRUGAL = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "TOKENIZERS_PARALLELISM": "0"}
+"""The engine's own threads are the only ones that an engine process needs: numpy and tokenizers must not bring more."""
 
 
 class EngineProcess:
@@ -23,7 +24,8 @@ class EngineProcess:
     def __init__(
         self, process: asyncio.subprocess.Process, link: socket.socket, ready: channel.Ready, slots: list[channel.Slot]
     ) -> None:
-        self.signature, self.load_s, self.golden = ready.signature, ready.load_s, ready.golden
+        self.graphs: Mapping[str, Signature] = ready.graphs
+        self.load_s, self.golden = ready.load_s, ready.golden
         self._process, self._link, self._slots = process, link, slots
         self._free = list(range(len(slots)))
         self._held: dict[int, tuple[Batch, int]] = {}
@@ -96,7 +98,7 @@ class EngineProcess:
         by_request = [request.item for request in batch.requests]
         tensors = [
             (spec.datatype, [inputs[index] for inputs in by_request])
-            for index, spec in enumerate(self.signature.inputs)
+            for index, spec in enumerate(self.graphs[batch.graph].inputs)
         ]
         parts = self._slots[slot].place(tensors)
         try:
@@ -148,12 +150,13 @@ class EngineProcess:
             self._owner.answered(self, batch, answers, message.compute_s)
 
     def _outputs(self, batch: Batch, ran: channel.Ran) -> list[Tensor]:
-        specs = self.signature.outputs
+        signature = self.graphs[batch.graph]
+        specs = signature.outputs
         if len(ran.outputs) != len(specs):
             raise EngineFailed(f"the engine gave {len(ran.outputs)} outputs, the signature has {len(specs)}")
         outputs = []
         for spec, part in zip(specs, ran.outputs, strict=True):
-            if self.signature.batch and (not part.shape or part.shape[0] != batch.rows):
+            if signature.batch and (not part.shape or part.shape[0] != batch.rows):
                 raise EngineFailed(f"output '{spec.name}' has shape {part.shape} for a batch of {batch.rows} rows")
             try:
                 outputs.append(

@@ -4,11 +4,12 @@ A worker takes a batch only while it has a free slot, and reports every batch ex
 nothing of queues: what happens to a batch that failed or was lost is the generation's business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from seatrial.bundle import MAIN
 from seatrial.errors import SeatrialError
 from seatrial.protocol import Tensor
 from seatrial.tensors import Array, Signature
@@ -38,7 +39,7 @@ class Batch:
     requests: list[Request]
     rows: int
     sent: float = 0.0
-    graph: str = "main"
+    graph: str = MAIN
 
 
 class Owner(Protocol):
@@ -52,7 +53,7 @@ class Owner(Protocol):
 
 
 class Worker(Protocol):
-    signature: Signature
+    graphs: Mapping[str, Signature]
     load_s: float
     golden: int
 

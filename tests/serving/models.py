@@ -9,9 +9,22 @@ import onnx
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper
 
-from seatrial.bundle import Bound, Bundle, Draft, EngineSpec, Golden, ModelName, VariantName, write_bundle
+from seatrial.bundle import (
+    Bound,
+    Bundle,
+    Draft,
+    EngineSpec,
+    Golden,
+    ModelName,
+    Normalize,
+    Pool,
+    Tokenize,
+    VariantName,
+    write_bundle,
+)
 from seatrial.protocol import InferRequest, Tensor
 from seatrial.tensors import Array, DataType, DynamicAxis, Signature, TensorSpec
+from seatrial_serving.engines.onnxruntime import read_signature
 
 WEIGHTS = np.array([[1, 0, 2], [0, 1, -1], [1, 1, 0], [0, 0, 1]], np.float32)
 BIAS = np.array([0.5, -0.5, 0], np.float32)
@@ -143,3 +156,91 @@ def echo_onnx(path: Path) -> Path:
         [helper.make_tensor_value_info("said", TensorProto.STRING, ["batch"])],
         [helper.make_tensor_value_info(name, TensorProto.STRING, ["batch"]) for name in ("text", "text_bytes")],
     )
+
+
+VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "ship", "at", "sea", "in", "harbour", "is", "safe")
+STATES = np.random.default_rng(7).normal(size=(len(VOCABULARY), 4)).astype(np.float32)
+"""What `encoder_onnx` makes of each token."""
+MAX_TOKENS = 8
+TOKENIZE = Tokenize(file="tokenizer.json", ids="input_ids", mask="attention_mask", max_tokens=MAX_TOKENS)
+MEAN = Pool(output="last_hidden_state", method="mean")
+
+
+def encoder_onnx(path: Path) -> Path:
+    """A text encoder without attention: each token's state is its row of `STATES`, whatever the mask says."""
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return save(
+        path,
+        [
+            helper.make_node("Gather", ["states", "input_ids"], ["of_ids"]),
+            helper.make_node("Gather", ["none", "token_type_ids"], ["of_types"]),
+            helper.make_node("Add", ["of_ids", "of_types"], ["last_hidden_state"]),
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"]) for name in names],
+        [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["batch", "tokens", 4])],
+        constants={"states": STATES, "none": np.zeros((1, 4), np.float32)},
+    )
+
+
+def tokenizer_json(path: Path) -> Path:
+    """A tokenizer of whole words, saved as model authors do: with a padding and a truncation of its own."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[("[CLS]", VOCABULARY.index("[CLS]")), ("[SEP]", VOCABULARY.index("[SEP]"))],
+    )
+    tokenizer.enable_padding(length=16)
+    tokenizer.enable_truncation(max_length=4)
+    tokenizer.save(str(path))
+    return path
+
+
+def token_ids(text: str) -> list[int]:
+    return [VOCABULARY.index(word) for word in ("[CLS]", *text.split(), "[SEP]")]
+
+
+def embedding(text: str) -> Array:
+    """What the encoder's bundle makes of `text`: the mean of its tokens' states, at length one."""
+    mean = STATES[token_ids(text)].mean(0)
+    answer: Array = mean / np.linalg.norm(mean)
+    return answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderBundle:
+    """How to make a bundle that embeds; each change makes one that is wrong."""
+
+    tokenize: Tokenize = TOKENIZE
+    postprocessing: tuple[Pool | Normalize, ...] = (MEAN, Normalize())
+    golden_text: str = "a ship at sea"
+    """The text that the golden answer belongs to; the request is always the same."""
+
+    def write(self, store: Path) -> Bundle:
+        store.mkdir(parents=True, exist_ok=True)
+        encoder = encoder_onnx(store / ".encoder.onnx")
+        expected = (
+            Tensor("embedding", DataType.FP32, embedding(self.golden_text)[None]),
+            Tensor("token_count", DataType.INT64, np.array([6])),
+        )
+        request = InferRequest((Tensor("text", DataType.BYTES, np.array([b"a ship at sea"], object)),))
+        bounds = {"embedding": Bound(absolute=1e-6), "token_count": Bound(absolute=0.0)}
+        draft = Draft(
+            model=ModelName(name="encoder", version="1"),
+            variant=VariantName(name="fp32", target="onnx-cpu", precision="fp32"),
+            signature=read_signature(encoder),
+            engine=EngineSpec(name="onnxruntime"),
+            graphs={"main": "model.onnx"},
+            files={"model.onnx": encoder, "tokenizer.json": tokenizer_json(store / ".tokenizer.json")},
+            golden=(Golden(request=request, source=expected, rerun=expected, graph="text"),),
+            source_bounds=bounds,
+            rerun_bounds=bounds,
+            preprocessing=(self.tokenize,),
+            postprocessing=self.postprocessing,
+        )
+        return write_bundle(draft, store)

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -28,7 +28,7 @@ POISON = 666.0
 class ScriptedEngine:
     """An engine on this loop that answers when told, dies of one value, and refuses another."""
 
-    signature: Signature = SIGNATURE
+    graphs: Mapping[str, Signature] = field(default_factory=lambda: {"main": SIGNATURE})
     load_s: float = 0.0
     golden: int = 0
     pid: int = field(default_factory=os.getpid)

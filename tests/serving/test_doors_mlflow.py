@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.pyfunc import scoring_server
-from mlflow.pyfunc.scoring_server.client import ScoringServerClient
+from mlflow.pyfunc.scoring_server import client as scoring_client
 
 from seatrial import __version__
 from tests.conditions import until
@@ -19,6 +19,10 @@ from tests.serving.models import LinearBundle, echo_onnx, linear, pair_onnx
 X = [[1.0, 2.0, 3.0, 4.0], [-1.0, 0.0, 0.5, 2.0]]
 COLUMNS = ["a", "b", "c", "d"]
 FRAME = pd.DataFrame(X, columns=COLUMNS)
+MLFLOW: Any = scoring_server
+MLFLOW_CLIENT: Any = scoring_client
+"""MLflow gives their functions no types."""
+
 JSON, CSV = "application/json", "text/csv"
 BODIES = {
     "dataframe_split": (JSON, json.dumps({"dataframe_split": FRAME.to_dict(orient="split")})),
@@ -67,7 +71,7 @@ def invoke(server: Server, body: Any, content_type: str = JSON, **headers: str) 
 @pytest.mark.parametrize("form", BODIES)
 def test_every_form_is_answered_as_mlflow_answers_it(server: Server, form: str) -> None:
     content_type, body = BODIES[form]
-    theirs = scoring_server.invocations(body, content_type, Linear(), None)
+    theirs = MLFLOW.invocations(body, content_type, Linear(), None)
     ours = invoke(server, body, content_type)
     assert (ours.status_code, ours.json()) == (theirs.status, json.loads(theirs.response))
     assert ours.json() == {"predictions": linear(X).tolist()}
@@ -75,7 +79,7 @@ def test_every_form_is_answered_as_mlflow_answers_it(server: Server, form: str) 
 
 
 def test_mlflows_own_client_is_served(server: Server) -> None:
-    client = ScoringServerClient(*server.http.split(":"))
+    client = MLFLOW_CLIENT.ScoringServerClient(*server.http.split(":"))
     client.wait_server_ready()
     assert client.get_version() == __version__
     assert client.invoke(FRAME).get_predictions().values.tolist() == linear(X).tolist()

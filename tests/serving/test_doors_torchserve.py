@@ -98,7 +98,7 @@ def test_text_and_images_go_in_as_they_are_to_inputs_of_bytes(server: Server) ->
 
 
 def test_parts_of_a_form_are_inputs_by_their_names(server: Server) -> None:
-    form = {"a": npy([1, 2]), "n": (None, "[2]")}
+    form: Any = {"a": npy([1, 2]), "n": (None, "[2]")}
     assert httpx.post(server.url("/predictions/pair"), files=form).json() == {"quotient": [0.5, 1.0], "twice": [4]}
 
 

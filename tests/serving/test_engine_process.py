@@ -32,7 +32,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 async def test_it_is_ready_after_verification_and_golden_replay(bundle: Bundle) -> None:
     engine = await EngineProcess.start(load(bundle.path, bundle.digest))
-    assert engine.signature == SIGNATURE
+    assert engine.graphs == {"main": SIGNATURE}
     assert engine.golden == 1
     await engine.close()
 
@@ -167,7 +167,7 @@ def ran(*parts: channel.Part, batch: int = 1, slot: int = 0) -> bytes:
     ("message", "words"),
     [
         (b"gibberish", "spoke nonsense"),
-        (channel.encode(channel.Ready(SIGNATURE, 0, 0.0)), "a ready engine said"),
+        (channel.encode(channel.Ready({"main": SIGNATURE}, 0, 0.0)), "a ready engine said"),
         (ran(batch=7), "batch 7 in slot 0, which it was not given"),
         (ran(slot=5), "in slot 5, which it was not given"),
         (ran(), "gave 0 outputs, the signature has 1"),
@@ -180,7 +180,7 @@ async def test_an_engine_that_lies_is_ended_and_what_it_held_reported(message: b
     ours, theirs = channel.socket_pair()
     ours.setblocking(False)
     process = await asyncio.create_subprocess_exec("sleep", "60")
-    engine = EngineProcess(process, ours, channel.Ready(SIGNATURE, 0, 0.0), [channel.Slot.create(0)])
+    engine = EngineProcess(process, ours, channel.Ready({"main": SIGNATURE}, 0, 0.0), [channel.Slot.create(0)])
     heard = Heard()
     engine.attach(heard)
     x = np.zeros((1, 4), np.float32)

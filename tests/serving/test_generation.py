@@ -157,7 +157,7 @@ async def test_a_known_request_is_checked_against_each_model_s_own_signature() -
     [spec] = SIGNATURE.inputs
     wide = msgspec.structs.replace(SIGNATURE, inputs=(msgspec.structs.replace(spec, shape=(-1, 5)),))
     body, head = encode_request(InferRequest((Tensor("x", DataType.FP32, np.zeros((1, 4), np.float32)),)))
-    async with generation(ScriptedEngine) as on, generation(lambda: ScriptedEngine(signature=wide)) as other:
+    async with generation(ScriptedEngine) as on, generation(lambda: ScriptedEngine(graphs={"main": wide})) as other:
         for _ in range(2):
             request = decode_request(body, json_length=head)
             assert (await on.admit(request, arrived=0, deadline=math.inf).answer)[0].array.shape == (1, 3)

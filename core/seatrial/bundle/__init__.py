@@ -4,6 +4,7 @@ from seatrial.bundle.evidence import Evidence
 from seatrial.bundle.golden import Golden, describe_violation
 from seatrial.bundle.manifest import (
     EVIDENCE,
+    MAIN,
     MANIFEST,
     Body,
     Bound,
@@ -14,14 +15,17 @@ from seatrial.bundle.manifest import (
     Hardware,
     Manifest,
     ModelName,
+    Normalize,
+    Pool,
+    Tokenize,
     Tolerance,
-    Transform,
     VariantName,
 )
 from seatrial.bundle.store import Bundle, Draft, open_bundle, write_bundle
 
 __all__ = [
     "EVIDENCE",
+    "MAIN",
     "MANIFEST",
     "Body",
     "Bound",
@@ -36,8 +40,10 @@ __all__ = [
     "Hardware",
     "Manifest",
     "ModelName",
+    "Normalize",
+    "Pool",
+    "Tokenize",
     "Tolerance",
-    "Transform",
     "VariantName",
     "describe_violation",
     "open_bundle",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seatrial.bundle.manifest import Bound
+from seatrial.bundle.manifest import MAIN, Bound
 from seatrial.protocol import InferRequest, Tensor
 from seatrial.tensors import Array
 
@@ -17,6 +17,7 @@ class Golden:
     request: InferRequest
     source: tuple[Tensor, ...]
     rerun: tuple[Tensor, ...]
+    graph: str = MAIN
 
 
 def describe_violation(got: Sequence[Tensor], recorded: Sequence[Tensor], bounds: dict[str, Bound]) -> str | None:

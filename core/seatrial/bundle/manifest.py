@@ -16,6 +16,8 @@ from seatrial.tensors import Signature
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 EVIDENCE = "evidence.json"
+MAIN = "main"
+"""The graph that `/v2` asks: raw tensors, before and after any processing."""
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -49,13 +51,33 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     options: dict[str, str | int | float | bool] = {}
 
 
-class Transform(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One step before or after the graph; `file` names what it needs from the bundle."""
+class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="name", tag="tokenize"):
+    """Texts to the token ids of a `tokenizers` tokenizer, whose JSON is `file`, with its special tokens.
 
-    name: Literal["tokenize", "softmax"]
-    version: int = 1
-    options: dict[str, str | int | float | bool] = {}
-    file: str | None = None
+    `ids` and `mask` name the inputs of the graph that take the ids and which of them are real; any other input is zeros.
+    """
+
+    file: str
+    ids: str
+    mask: str
+    max_tokens: int
+    version: Literal[1] = 1
+
+
+class Pool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="name", tag="pool"):
+    """One vector for each row, of `output`, which has one for each token: their mean, or the first."""
+
+    output: str
+    method: Literal["mean", "first"]
+    version: Literal[1] = 1
+
+
+class Normalize(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="name", tag="normalize"
+):
+    """Each vector to length one."""
+
+    version: Literal[1] = 1
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,12 +107,13 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     json_length: int
 
 
-class GoldenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A recorded request, the source model's answer, and this variant's answer where it was built."""
+class GoldenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A recorded request to `graph`, the source model's answer, and this variant's answer where it was built."""
 
     request: Body
     source: Body
     rerun: Body
+    graph: str = MAIN
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,8 +139,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     golden: tuple[GoldenRequest, ...]
     files: dict[str, FileEntry]
     driver: Driver = Driver.ONCE
-    preprocessing: tuple[Transform, ...] = ()
-    postprocessing: tuple[Transform, ...] = ()
+    preprocessing: tuple[Tokenize, ...] = ()
+    postprocessing: tuple[Pool | Normalize, ...] = ()
     labels: tuple[str, ...] = ()
     hardware: Hardware | None = None
     schema_version: int = SCHEMA_VERSION
@@ -155,11 +178,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise BundleCorrupt(f"{where} refers to '{name}', which is not among its files")
 
     def _referred(self) -> list[str]:
-        transforms = (*self.preprocessing, *self.postprocessing)
         bodies = [body for golden in self.golden for body in (golden.request, golden.source, golden.rerun)]
         return [
             *self.graphs.values(),
-            *(transform.file for transform in transforms if transform.file),
+            *(transform.file for transform in self.preprocessing),
             *(body.file for body in bodies),
         ]
 

@@ -21,8 +21,10 @@ from seatrial.bundle.manifest import (
     GoldenRequest,
     Manifest,
     ModelName,
+    Normalize,
+    Pool,
+    Tokenize,
     Tolerance,
-    Transform,
     VariantName,
     sha256,
 )
@@ -66,6 +68,7 @@ class Bundle:
                 ),
                 source=decode_answer(self.file(entry.source.file).read_bytes(), json_length=entry.source.json_length),
                 rerun=decode_answer(self.file(entry.rerun.file).read_bytes(), json_length=entry.rerun.json_length),
+                graph=entry.graph,
             )
         except (OSError, MalformedRequest) as error:
             raise BundleCorrupt(
@@ -113,8 +116,8 @@ class Draft:
     source_bounds: Mapping[str, Bound]
     rerun_bounds: Mapping[str, Bound]
     labels: tuple[str, ...] = ()
-    preprocessing: tuple[Transform, ...] = ()
-    postprocessing: tuple[Transform, ...] = ()
+    preprocessing: tuple[Tokenize, ...] = ()
+    postprocessing: tuple[Pool | Normalize, ...] = ()
 
 
 def write_bundle(draft: Draft, store: Path) -> Bundle:
@@ -179,6 +182,7 @@ def _write_golden(directory: Path, number: int, golden: Golden, draft: Draft) ->
         request=keep("request", *encode_request(golden.request)),
         source=keep_answer("source", golden.source),
         rerun=keep_answer("rerun", golden.rerun),
+        graph=golden.graph,
     )
 
 

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from seatrial import __version__
 from seatrial.errors import NotReady, SeatrialError, UnknownModel
 from seatrial_serving.data_plane import DataPlane
-from seatrial_serving.doors import mlflow, tf_serving, torchserve
+from seatrial_serving.doors import mlflow, openai, tf_serving, torchserve
 from seatrial_serving.doors.infer import refusal
 from seatrial_serving.generation import Generation
 
@@ -44,7 +44,7 @@ def build(plane: DataPlane) -> FastAPI:
         ready = is_model_ready(plane, name, version)
         return JSONResponse({"name": name, "ready": ready}, 200 if ready else 400)
 
-    for door in (mlflow, tf_serving, torchserve):
+    for door in (mlflow, tf_serving, torchserve, openai):
         app.include_router(door.router(plane))
     return app
 

@@ -10,17 +10,27 @@ from seatrial.bundle import Bundle, Driver
 from seatrial.errors import EngineUnavailable, MissingExtra
 from seatrial.tensors import Array, Signature
 
+TEXT, TOKENS = "text", "tokens"
+"""Graphs of a bundle that embeds: what each takes, texts or token ids."""
+EMBEDDING, TOKEN_COUNT = "embedding", "token_count"
+"""What both answer."""
+
 
 class Engine(Protocol):
     """Runs whole batches. One instance is used by one thread at a time."""
 
     @property
-    def signature(self) -> Signature: ...
+    def signature(self) -> Signature:
+        """That of the graph `main`."""
+
+    @property
+    def graphs(self) -> Mapping[str, Signature]:
+        """Every graph that may be asked, `main` among them."""
 
     def predict(self, inputs: Mapping[str, Array], *, graph: str = "main") -> dict[str, Array]:
-        """Outputs by name, in the order of the signature; the arrays are the caller's to keep.
+        """Outputs by name, in the order of the graph's signature; the arrays are the caller's to keep.
 
-        `inputs` were checked against the signature. Raises `WrongInput` for content that the graph cannot take (text
+        `inputs` were checked against that signature. Raises `WrongInput` for content that the graph cannot take (text
         that is not UTF-8), `EngineFailed` for everything that the engine itself refuses.
         """
 
@@ -41,7 +51,12 @@ def open_engine(bundle: Bundle, *, threads: int) -> Engine:
         raise EngineUnavailable(
             f"{bundle.path} wants the engine '{manifest.engine.name}'; there are {sorted(OPENERS)}"
         ) from None
-    return opener(bundle, threads)
+    engine = opener(bundle, threads)
+    if not manifest.preprocessing and not manifest.postprocessing:
+        return engine
+    from seatrial_serving.engines.processing import Embedding
+
+    return Embedding(engine, bundle)
 
 
 def _onnxruntime(bundle: Bundle, threads: int) -> Engine:

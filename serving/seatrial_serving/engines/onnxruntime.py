@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from seatrial.bundle import MAIN
 from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable, WrongInput
 from seatrial.tensors import BATCH, Array, DataType, DynamicAxis, Signature, TensorSpec
 
@@ -42,6 +43,7 @@ Options = Mapping[str, str | int | float | bool]
 class OnnxRuntime:
     def __init__(self, graphs: Mapping[str, Path], *, signature: Signature, options: Options, threads: int) -> None:
         self.signature = signature
+        self.graphs = {MAIN: signature}
         self._sessions = {name: _open(path, options=options, threads=threads) for name, path in graphs.items()}
         self._outputs = [spec.name for spec in signature.outputs]
         self._text = frozenset(spec.name for spec in signature.inputs if spec.datatype is DataType.BYTES)

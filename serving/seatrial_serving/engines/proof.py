@@ -64,8 +64,9 @@ def replay(engine: Engine, bundle: Bundle) -> int:
 
 
 def _answer(engine: Engine, golden: Golden) -> list[Tensor]:
-    outputs = engine.predict({tensor.name: tensor.array for tensor in golden.request.inputs})
-    return [Tensor(spec.name, spec.datatype, outputs[spec.name]) for spec in engine.signature.outputs]
+    outputs = engine.predict({tensor.name: tensor.array for tensor in golden.request.inputs}, graph=golden.graph)
+    signature = engine.graphs[golden.graph]
+    return [Tensor(spec.name, spec.datatype, outputs[spec.name]) for spec in signature.outputs]
 
 
 def _where(bundle: Bundle) -> str:

@@ -1,0 +1,141 @@
+"""What a bundle says to do before and after its graph, done around the engine that runs it.
+
+A bundle with `tokenize` and `pool` embeds: it has, beside `main`, the graph `tokens`, from token ids to embeddings, and the
+graph `text`, from texts to embeddings. Both answer how many tokens each row had. Texts are padded to the longest of the
+batch that they are in, so a short one pays only for its company; a text that is too long is refused, never cut.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from seatrial.bundle import MAIN, Bundle, Normalize, Pool, Tokenize
+from seatrial.errors import BundleCorrupt, MissingExtra, WrongInput
+from seatrial.tensors import Array, DataType, Signature, TensorSpec
+from seatrial_serving.engines import EMBEDDING, TEXT, TOKEN_COUNT, TOKENS, Engine
+
+# ids and mask are [batch, tokens], states [batch, tokens, features], embeddings [batch, features]
+MOST_BYTES_A_TOKEN = 512
+"""A text with more bytes than this for each token that it may have is refused unread."""
+
+
+class Embedding:
+    """An engine around `engine`; `main` stays as it was."""
+
+    def __init__(self, engine: Engine, bundle: Bundle) -> None:
+        """Raises `BundleCorrupt` where what the manifest wants does not fit its signature, and `MissingExtra`."""
+        match bundle.manifest.preprocessing, bundle.manifest.postprocessing:
+            case [tokenize], [Pool() as pool, *rest] if rest in ([], [Normalize()]):
+                self._tokenize, self._pool, self._normalize = tokenize, pool, bool(rest)
+            case _:
+                raise BundleCorrupt(
+                    f"{bundle.path} wants a processing that there is none of: tokenize, pool, normalize"
+                )
+        try:
+            self.graphs = {MAIN: engine.signature, **_graphs(engine.signature, tokenize, pool)}
+        except (KeyError, ValueError) as error:
+            raise BundleCorrupt(f"the processing of {bundle.path} does not fit its signature: {error}") from error
+        self.signature = engine.signature
+        self._engine = engine
+        self._tokenizer = _open_tokenizer(bundle, self._tokenize)
+        self._vocabulary = self._tokenizer.get_vocab_size()
+        self._padding: int = (self._tokenizer.padding or {}).get("pad_id", 0)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def predict(self, inputs: Mapping[str, Array], *, graph: str = MAIN) -> dict[str, Array]:
+        match graph:
+            case "text":
+                return self._embed(self._encode([item.decode() for item in inputs[TEXT]]))
+            case "tokens":
+                return self._embed(inputs)
+            case _:
+                return self._engine.predict(inputs, graph=graph)
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _encode(self, texts: Sequence[str]) -> dict[str, Array]:
+        most = self._tokenize.max_tokens
+        for number, text in enumerate(texts):
+            if len(text) > MOST_BYTES_A_TOKEN * most:
+                raise WrongInput(f"text {number} has {len(text)} characters; this model takes {most} tokens")
+        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
+        lengths = [len(ids) for ids in encoded]
+        if max(lengths) > most:
+            raise WrongInput(f"text {lengths.index(max(lengths))} has {max(lengths)} tokens; this model takes {most}")
+        ids = np.full((len(texts), max(lengths)), self._padding, np.int64)
+        mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
+        ids[mask] = np.concatenate([np.array(ids, np.int64) for ids in encoded])
+        return {self._tokenize.ids: ids, self._tokenize.mask: mask}
+
+    def _embed(self, given: Mapping[str, Array]) -> dict[str, Array]:
+        ids, mask = given[self._tokenize.ids], given[self._tokenize.mask].astype(bool)
+        if ids.size and not 0 <= ids.min() <= ids.max() < self._vocabulary:
+            raise WrongInput(f"a token id is not within the vocabulary of {self._vocabulary}")
+        rows = {self._tokenize.ids: ids, self._tokenize.mask: mask}
+        inputs = {
+            spec.name: rows.get(spec.name, np.zeros_like(ids)).astype(spec.datatype.numpy)
+            for spec in self.signature.inputs
+        }
+        states = self._engine.predict(inputs)[self._pool.output]
+        embedding = states[:, 0] if self._pool.method == "first" else _mean(states, mask)
+        if self._normalize:
+            embedding = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
+        return {EMBEDDING: embedding.astype(np.float32), TOKEN_COUNT: mask.sum(1, dtype=np.int64)}
+
+
+def _mean(states: Array, mask: Array) -> Array:
+    weight = mask.astype(states.dtype)
+    sums = np.einsum("btd,bt->bd", states, weight)
+    mean: Array = sums / np.maximum(weight.sum(1, keepdims=True), 1)
+    return mean
+
+
+def _graphs(main: Signature, tokenize: Tokenize, pool: Pool) -> dict[str, Signature]:
+    """Raises `KeyError` or `ValueError` where the transforms do not fit `main`."""
+    inputs = {spec.name: spec for spec in main.inputs}
+    ids, mask = inputs[tokenize.ids], inputs[tokenize.mask]
+    states = {spec.name: spec for spec in main.outputs}[pool.output]
+    batch = main.batch
+    if batch is None:
+        raise ValueError("there is no batch axis")
+    if any(len(spec.shape) != 2 or spec.datatype.numpy.kind not in "iu" for spec in main.inputs):
+        raise ValueError("an input does not take one whole number for each token")
+    if len(states.shape) != 3 or states.shape[2] < 0:
+        raise ValueError(f"the output '{states.name}' is not one vector for each token")
+    outputs = (
+        TensorSpec(name=EMBEDDING, datatype=DataType.FP32, shape=(-1, states.shape[2])),
+        TensorSpec(name=TOKEN_COUNT, datatype=DataType.INT64, shape=(-1,)),
+    )
+    answered = {EMBEDDING: 0, TOKEN_COUNT: 0}
+    [length] = [axis for axis in main.dynamic_axes if axis.at.get(ids.name) == 1]
+    longest = min(length.max, tokenize.max_tokens)
+    return {
+        TOKENS: Signature(
+            inputs=(ids, mask),
+            outputs=outputs,
+            dynamic_axes=(
+                msgspec.structs.replace(batch, at={ids.name: 0, mask.name: 0, **answered}),
+                msgspec.structs.replace(length, at={ids.name: 1, mask.name: 1}, max=longest),
+            ),
+        ),
+        TEXT: Signature(
+            inputs=(TensorSpec(name=TEXT, datatype=DataType.BYTES, shape=(-1,)),),
+            outputs=outputs,
+            dynamic_axes=(msgspec.structs.replace(batch, at={TEXT: 0, **answered}),),
+        ),
+    }
+
+
+def _open_tokenizer(bundle: Bundle, tokenize: Tokenize) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ModuleNotFoundError as missing:
+        raise MissingExtra("tokenizers", extra="text") from missing
+    try:
+        return Tokenizer.from_file(str(bundle.file(tokenize.file)))
+    except Exception as error:
+        raise BundleCorrupt(f"{bundle.file(tokenize.file)} is no tokenizer: {error}") from error
