@@ -85,7 +85,7 @@ class Serving(_Group):
     host: str = "127.0.0.1"
     """Address to listen on. The container image sets 0.0.0.0."""
     http_port: int = Field(default=8000, ge=0, le=65535)
-    """REST. 0 takes a free port and prints it. AIP_HTTP_PORT, where Vertex AI sets it, goes before the default."""
+    """REST. 0 takes a free port and prints it. By default AIP_HTTP_PORT, and without that 8000."""
     grpc_port: int = Field(default=8001, ge=0, le=65535)
     """gRPC. 0 takes a free port and prints it."""
     metrics_port: int = Field(default=8002, ge=0, le=65535)

@@ -52,6 +52,30 @@ def test_mlflow_s_own_variable_names_the_registry(monkeypatch: pytest.MonkeyPatc
     assert settings.artifact_location is None
 
 
+def test_vertex_ai_s_own_variables_are_read_behind_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AIP_HTTP_PORT", "8080")
+    monkeypatch.setenv("AIP_PREDICT_ROUTE", "/v1/endpoints/12/deployedModels/34:predict")
+    serving = load_settings().serving
+    assert (serving.http_port, serving.doors.predict_route) == (8080, "/v1/endpoints/12/deployedModels/34:predict")
+    assert load_settings(serving={"http_port": 9000}).serving.http_port == 9000
+    (tmp_path / "seatrial.toml").write_text('[serving]\nhttp_port = 9001\ndoors.health_route = "/alive"\n')
+    serving = load_settings().serving
+    assert (serving.http_port, serving.doors.health_route) == (9001, "/alive")
+    assert serving.doors.predict_route == "/v1/endpoints/12/deployedModels/34:predict"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("AIP_HTTP_PORT", "x"), ("AIP_HEALTH_ROUTE", "/{any}"), ("AIP_PREDICT_ROUTE", "a")]
+)
+def test_variables_of_vertex_ai_that_make_no_sense_are_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidSettings, match="serving"):
+        load_settings()
+
+
 def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hush")
     access = load_settings().tracking_access
