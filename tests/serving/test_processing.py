@@ -65,7 +65,7 @@ def test_what_the_tokenizer_file_says_of_padding_and_truncation_does_not_hold(en
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (" ".join(["sea"] * (MAX_TOKENS - 1)), "text 1 has 9 tokens; this model takes 8"),
+        (" ".join(["sea"] * (MAX_TOKENS - 1)), "text 1 has 9 tokens; this model takes 1 to 8"),
         ("x" * (MOST_BYTES_A_TOKEN * MAX_TOKENS + 1), "characters"),
     ],
 )
@@ -92,6 +92,7 @@ def test_the_first_token_can_stand_for_the_text_and_vectors_can_keep_their_lengt
         EncoderBundle(tokenize=replace(TOKENIZE, ids="x")),
         EncoderBundle(tokenize=replace(TOKENIZE, mask="x")),
         EncoderBundle(tokenize=replace(TOKENIZE, file="model.onnx")),
+        EncoderBundle(tokenize=replace(TOKENIZE, max_tokens=257)),
         EncoderBundle(postprocessing=(Pool(output="x", method="mean"),)),
         EncoderBundle(postprocessing=()),
         EncoderBundle(postprocessing=(Normalize(), MEAN)),

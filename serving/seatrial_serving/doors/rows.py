@@ -83,16 +83,11 @@ def from_table(signature: Signature, columns: Sequence[str], rows: Sequence[Sequ
     if any(len(row) != len(columns) for row in rows):
         raise WrongInput(f"there are {len(columns)} columns, but not in every row so many cells")
     if columns_are_inputs(signature, columns):
-        cells: Iterable[tuple[Any, ...]] = zip(*rows, strict=True) if rows else ((),) * len(columns)
         specs = by_name(signature, columns)
         return InferRequest(
-            tuple(
-                _as_wanted(as_tensor(specs[name], list(column)), specs[name])
-                for name, column in zip(columns, cells, strict=True)
-            )
+            tuple(_as_wanted(specs[name], [row[index] for row in rows]) for index, name in enumerate(columns))
         )
-    only = only_input(signature)
-    return InferRequest((_as_wanted(as_tensor(only, [list(row) for row in rows]), only),))
+    return InferRequest((_as_wanted(only_input(signature), [list(row) for row in rows]),))
 
 
 def columns_are_inputs(signature: Signature, columns: Sequence[str]) -> bool:
@@ -114,8 +109,9 @@ def only_input(signature: Signature) -> TensorSpec:
     return signature.inputs[0]
 
 
-def _as_wanted(tensor: Tensor, spec: TensorSpec) -> Tensor:
-    """A table's flat rows in the form that `spec` gives to rows of as many elements."""
+def _as_wanted(spec: TensorSpec, data: Any) -> Tensor:
+    """As `as_tensor`, with flat rows in the form that `spec` gives to rows of as many elements."""
+    tensor = as_tensor(spec, data)
     count, row = len(tensor.array), spec.shape[1:]
     if tensor.array.ndim <= 2 and -1 not in row and tensor.array.size == count * math.prod(row):
         return tensor._replace(array=tensor.array.reshape(count, *row))

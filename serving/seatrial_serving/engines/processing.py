@@ -6,13 +6,14 @@ batch that they are in, so a short one pays only for its company; a text that is
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from seatrial.bundle import MAIN, Bundle, Normalize, Pool, Tokenize
-from seatrial.errors import BundleCorrupt, MissingExtra, WrongInput
+from seatrial.errors import BundleCorrupt, EngineFailed, MissingExtra, WrongInput
 from seatrial.tensors import Array, DataType, Signature, TensorSpec
 from seatrial_serving.engines import EMBEDDING, TEXT, TOKEN_COUNT, TOKENS, Engine
 
@@ -41,6 +42,7 @@ class Embedding:
         self._engine = engine
         self._tokenizer = _open_tokenizer(bundle, self._tokenize)
         self._vocabulary = self._tokenizer.get_vocab_size()
+        self._least = self.graphs[TOKENS].dynamic_axes[1].min
         self._padding: int = (self._tokenizer.padding or {}).get("pad_id", 0)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -62,13 +64,18 @@ class Embedding:
         for number, text in enumerate(texts):
             if len(text) > MOST_BYTES_A_TOKEN * most:
                 raise WrongInput(f"text {number} has {len(text)} characters; this model takes {most} tokens")
-        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
+        try:
+            encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
+        except Exception as error:
+            raise EngineFailed(f"the tokenizer refused the batch: {error}") from error
         lengths = [len(ids) for ids in encoded]
-        if max(lengths) > most:
-            raise WrongInput(f"text {lengths.index(max(lengths))} has {max(lengths)} tokens; this model takes {most}")
-        ids = np.full((len(texts), max(lengths)), self._padding, np.int64)
-        mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
-        ids[mask] = np.concatenate([np.array(ids, np.int64) for ids in encoded])
+        for number, length in enumerate(lengths):
+            if not 0 < length <= most:
+                raise WrongInput(f"text {number} has {length} tokens; this model takes 1 to {most}")
+        width = max(*lengths, self._least)
+        ids = np.full((len(texts), width), self._padding, np.int64)
+        mask = np.arange(width) < np.array(lengths)[:, None]
+        ids[mask] = list(chain.from_iterable(encoded))
         return {self._tokenize.ids: ids, self._tokenize.mask: mask}
 
     def _embed(self, given: Mapping[str, Array]) -> dict[str, Array]:
@@ -112,14 +119,15 @@ def _graphs(main: Signature, tokenize: Tokenize, pool: Pool) -> dict[str, Signat
     )
     answered = {EMBEDDING: 0, TOKEN_COUNT: 0}
     [length] = [axis for axis in main.dynamic_axes if axis.at.get(ids.name) == 1]
-    longest = min(length.max, tokenize.max_tokens)
+    if length.max < tokenize.max_tokens:
+        raise ValueError(f"it was verified for {length.max} tokens, and tokenize makes up to {tokenize.max_tokens}")
     return {
         TOKENS: Signature(
             inputs=(ids, mask),
             outputs=outputs,
             dynamic_axes=(
                 msgspec.structs.replace(batch, at={ids.name: 0, mask.name: 0, **answered}),
-                msgspec.structs.replace(length, at={ids.name: 1, mask.name: 1}, max=longest),
+                msgspec.structs.replace(length, at={ids.name: 1, mask.name: 1}, max=tokenize.max_tokens),
             ),
         ),
         TEXT: Signature(
