@@ -9,8 +9,7 @@ SeatrialError
 │   ├── NonFinite            a number that the tensor cannot hold
 │   ├── TooLarge             a body, header or tensor over its limit
 │   ├── UnsupportedEncoding  a content type or encoding that the server does not speak
-│   ├── UnknownModel         no model, version or alias of that name is served
-│   └── NoModelNamed         several are served, and the request does not say which it means
+│   └── UnknownModel         no model, version or alias of that name is served
 ├── Refused              try again later
 │   ├── Overloaded           the queue is full
 │   ├── NotReady             starting, draining, or no engine is up
@@ -65,10 +64,6 @@ class UnsupportedEncoding(BadRequest):
 
 
 class UnknownModel(BadRequest):
-    pass
-
-
-class NoModelNamed(BadRequest):
     pass
 
 

@@ -121,7 +121,7 @@ UNKNOWN_MODEL = Series(
     name="seatrial_unknown_model_requests",
     kind="counter",
     labels=("protocol",),
-    help="Inference requests for a model or version that is not served, or that does not say which it means.",
+    help="Inference requests that name no model or version that is served.",
 )
 ENGINE_DEATHS = Series(
     name="seatrial_engine_deaths",

@@ -13,7 +13,6 @@ from seatrial.bundle import MAIN
 from seatrial.errors import (
     BadRequest,
     DeadlinePassed,
-    NoModelNamed,
     NotReady,
     Overloaded,
     Refused,
@@ -175,7 +174,7 @@ class DataPlane:
 
     def _count_homeless(self, exchange: Exchange) -> None:
         """Count a request that found no generation."""
-        if exchange.error in (UnknownModel.__name__, NoModelNamed.__name__):
+        if exchange.outcome is Outcome.CLIENT_ERROR:
             self.metrics.unknown_model[exchange.protocol] += 1
         elif exchange.error == NotReady.__name__:
             self.metrics.not_loaded[exchange.model][exchange.protocol] += 1

@@ -17,7 +17,7 @@ from seatrial.errors import DeadlinePassed, EngineFailed, NotReady, SeatrialErro
 from seatrial.machine import resident_bytes
 from seatrial.protocol import InferRequest
 from seatrial.settings import Serving
-from seatrial.tensors import Signature
+from seatrial.tensors import Array, Signature
 from seatrial_monitoring.metrics import GenerationFacts, ModelMetrics
 from seatrial_serving.batching import Queue, Waiting
 from seatrial_serving.workers import SLOTS, Batch, Inputs, Outputs, Request, Worker
@@ -245,7 +245,7 @@ class Generation:
         return Waiting(
             item=inputs,
             rows=rows,
-            size_bytes=sum(array.nbytes for array in inputs),
+            size_bytes=sum([_size_bytes(array) for array in inputs]),
             kind=(graph, *[array.shape[1:] for array in inputs]),
             graph=graph,
             arrived=arrived,
@@ -325,3 +325,8 @@ def _check(request: InferRequest, signature: Signature) -> None:
         signature.check(request.inputs)
         if layout is not None:
             layout.fits = signature
+
+
+def _size_bytes(array: Array) -> int:
+    """What the array takes, with its texts: an array of objects counts their addresses alone."""
+    return array.nbytes if not array.dtype.hasobject else sum(map(len, array.ravel()))

@@ -158,7 +158,7 @@ def test_where_several_are_served_the_request_must_say_which(several: Server) ->
     assert unnamed.status_code == 400
     assert "['echo', 'pair']" in unnamed.json()["message"]
     assert several.total("seatrial_unknown_model_requests_total", protocol="mlflow") == 1
-    until(lambda: several.log() and several.log()[-1]["error"] == "NoModelNamed")
+    until(lambda: several.log() and several.log()[-1]["error"] == "MalformedRequest")
     unknown = invoke(several, {"inputs": ["x"]}, x_amzn_sagemaker_target_model="other")
     assert (unknown.status_code, unknown.json()["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
     assert several.total("seatrial_unknown_model_requests_total", protocol="mlflow") == 2

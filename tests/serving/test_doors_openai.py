@@ -20,7 +20,8 @@ TEXT, TEXTS = "a ship at sea", ["a ship in harbour is safe", "sea", "a ship at s
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     place = tmp_path_factory.mktemp("openai")
     what = (EncoderBundle().write(place).path, LinearBundle().write(place).path)
-    with serving(*what, place=place / "server", environment={"SEATRIAL_SERVING__ENGINES__COUNT": "1"}) as running:
+    environment = {"SEATRIAL_SERVING__ENGINES__COUNT": "1", "SEATRIAL_SERVING__LIMITS__BODY_BYTES": "65536"}
+    with serving(*what, place=place / "server", environment=environment) as running:
         yield running
 
 
@@ -110,10 +111,22 @@ def test_a_model_that_is_not_there_is_told_by_its_code(client: openai.OpenAI) ->
     assert refused.value.code == "model_not_found"
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model": 3, "input": "a"}', b'{"input": "a"}', b"[" * 100_000])
-def test_bodies_that_are_no_request_are_refused(server: Server, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"[]", 400),
+        (b"{", 400),
+        (b'{"model": 3, "input": "a"}', 400),
+        (b"[" * 60_000, 400),
+        (b" " * 70_000, 413),
+    ],
+)
+def test_bodies_that_name_no_model_are_refused_and_counted(server: Server, body: bytes, status: int) -> None:
+    before = server.total("seatrial_unknown_model_requests_total", protocol="openai")
     answer = httpx.post(server.url("/v1/embeddings"), content=body)
-    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")
+    assert server.total("seatrial_unknown_model_requests_total", protocol="openai") == before + 1
 
 
 def test_each_request_is_counted_and_logged_under_the_doors_own_name(server: Server, client: openai.OpenAI) -> None:

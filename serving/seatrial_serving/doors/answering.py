@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from seatrial.errors import Broken, NoModelNamed, SeatrialError, UnsupportedEncoding
+from seatrial.errors import Broken, MalformedRequest, SeatrialError, UnsupportedEncoding
 from seatrial_monitoring.series import Protocol
 from seatrial_serving.data_plane import DataPlane, Exchange
 from seatrial_serving.doors.infer import ClientLeft, read_body, refusal
@@ -56,7 +56,7 @@ class Door:
     def find(self, exchange: Exchange, model: str, version: str = "", *, alias: str = "") -> Generation:
         """`model` empty means the only one that is served, or the one that the settings name.
 
-        Raises `NoModelNamed`, or as `DataPlane.find` does.
+        Raises `MalformedRequest` where that says none, or as `DataPlane.find` does.
         """
         exchange.model, exchange.version = model or self._only_model(), version
         exchange.generation = self.plane.find(exchange.model, version, alias=alias)
@@ -80,7 +80,7 @@ class Door:
         names = sorted({generation.identity.name for generation in self.plane.generations()})
         if len(names) == 1:
             return names[0]
-        raise NoModelNamed(
+        raise MalformedRequest(
             f"the request names no model, and there are {names or 'none yet'}; name the one that answers in the setting "
             "serving.doors.model, or in the header X-Amzn-SageMaker-Target-Model of /invocations"
         )

@@ -7,7 +7,7 @@ would be another model's.
 
 import base64
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -36,8 +36,11 @@ Texts: TypeAlias = list[str]
 TokenIds: TypeAlias = list[list[int]]
 
 
-class _Asked(msgspec.Struct):
+class _Named(msgspec.Struct):
     model: str
+
+
+class _Asked(_Named):
     input: Any
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
@@ -56,8 +59,9 @@ def router(plane: DataPlane) -> APIRouter:
     @paths.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
         async def reply(exchange: Exchange) -> Any:
-            asked = _decode(await door.body(request))
-            generation = door.find(exchange, asked.model)
+            body = await door.body(request)
+            generation = door.find(exchange, _decode(body, _Named).model)
+            asked = _decode(body, _Asked)
             graph, inputs = _inputs(asked.input)
             signature = _signature(generation, graph, asked)
             embedded: list[Any] = []
@@ -84,9 +88,12 @@ def _refuse(status: int, error: SeatrialError) -> dict[str, Any]:
     return {"error": {"message": str(error), "type": kind, "param": None, "code": code}}
 
 
-def _decode(body: bytes) -> _Asked:
+N = TypeVar("N", _Named, _Asked)
+
+
+def _decode(body: bytes, kind: type[N]) -> N:
     try:
-        return msgspec.json.decode(body, type=_Asked)
+        return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedRequest(f"the body is not a request for embeddings: {error}") from error
 
