@@ -10,15 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seatrial.bundle import MAIN
-from seatrial.errors import (
-    BadRequest,
-    DeadlinePassed,
-    NotReady,
-    Overloaded,
-    Refused,
-    TooLarge,
-    UnknownModel,
-)
+from seatrial.errors import BadRequest, DeadlinePassed, NotReady, Overloaded, Refused, TooLarge, UnknownModel
 from seatrial.protocol import InferRequest
 from seatrial.settings import Serving
 from seatrial_monitoring.metrics import ServingMetrics
