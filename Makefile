@@ -9,7 +9,7 @@ TESTS ?= tests
 COMPONENTS := core models monitoring training serving export promotion
 
 .DEFAULT_GOAL := help
-.PHONY: help install format lint type test test-slow demo serve bench docs lock clean
+.PHONY: help install format lint type test test-slow demo serve bench conformance docs lock clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ serve: install ## serve the champion of the digits model from this directory's h
 
 bench: install ## measure, and write benchmarks/README.md's tables
 	$(BIN)/python -m benchmarks
+
+conformance: install ## judge our server, Triton and BentoML by the protocol, and write docs/conformance.md
+	$(BIN)/python -m docs.conformance
 
 docs: install ## regenerate docs/reference.md, the dashboards and the rules
 	$(BIN)/python -m docs.generate

@@ -1,13 +1,14 @@
-"""The commands of serving: `serve`, `bench`."""
+"""The commands of serving: `serve`, `bench`, `conformance`."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from seatrial.cli import EXIT_FAILED, json_option, show
+from seatrial.cli import EXIT_FAILED, EXIT_NOT_ADMITTED, json_option, show
 
 if TYPE_CHECKING:
     from seatrial_serving.bench import Protocol
@@ -124,3 +125,38 @@ def bench(
     show(asdict(result), as_json=as_json, text=text)
     if result.failed:
         raise SystemExit(EXIT_FAILED)
+
+
+@click.command()
+@click.argument("url")
+@click.option(
+    "--grpc", metavar="HOST:PORT", default="", help="The server's gRPC end; without it, REST alone is judged."
+)
+@click.option("--model", default="", help="The model to ask.  [default: the first of the repository's index]")
+@click.option(
+    "--samples", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A v2 request in JSON with inputs to ask with, for a model that random ones do not suit.",
+)  # fmt: skip
+@click.option("--only", metavar="PATTERN", default="*", help="Only the checks whose id matches, such as 'binary.*'.")
+@click.option("--hostile", is_flag=True, help="Also send what may hurt a server: not to one that is in use.")
+@click.option("--strict", is_flag=True, help="Count advice too, not only what the protocol requires.")
+@json_option
+def conformance(
+    url: str, *, grpc: str, model: str, samples: Path | None, only: str, hostile: bool, strict: bool, as_json: bool
+) -> None:
+    """Judge any Open Inference Protocol v2 server from outside: what holds, over REST and gRPC, clause by clause.
+
+    Extensions are judged where the server advertises them. Nothing on the server is changed. Ends with 3 if a required
+    check fails.
+
+    \b
+    Example:
+      seatrial conformance localhost:8000 --grpc localhost:8001 --model digits-cnn
+      seatrial conformance localhost:8000 --model digits-cnn --only 'errors.*' --json
+    """
+    from seatrial_serving.conformance.suite import Plan, judge
+
+    report = judge(Plan(url=url, grpc=grpc, model=model, samples=samples, only=only, hostile=hostile))
+    show(report.document(strict=strict), as_json=as_json, text=lambda: report.text(color=sys.stdout.isatty()))
+    if report.failing(strict=strict):
+        raise SystemExit(EXIT_NOT_ADMITTED)
