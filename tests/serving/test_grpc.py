@@ -11,6 +11,7 @@ import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -101,12 +102,29 @@ def without_json_names(message: descriptor_pb2.DescriptorProto) -> None:
 
 
 def test_fields_have_the_numbers_that_clients_of_the_protocol_use() -> None:
+    theirs_by_name = {
+        **triton.service_pb2.DESCRIPTOR.message_types_by_name,
+        **triton.model_config_pb2.DESCRIPTOR.message_types_by_name,
+    }
     for name, ours in messages.DESCRIPTOR.message_types_by_name.items():
-        theirs = triton.service_pb2.DESCRIPTOR.message_types_by_name[name]
-        numbers = {field.name: field.number for field in theirs.fields}
-        assert {field.name: field.number for field in ours.fields}.items() <= numbers.items() | {("properties", 6)}, (
-            name
-        )
+        same_numbers(ours, theirs_by_name[name])
+
+
+def same_numbers(ours: Descriptor, theirs: Descriptor) -> None:
+    known = {field.name: (field.number, field.type, field.is_repeated) for field in theirs.fields}
+    added = {"properties": (6, FieldDescriptor.TYPE_MESSAGE, True)} if ours.name == "ModelMetadataResponse" else {}
+    told = {field.name: (field.number, field.type, field.is_repeated) for field in ours.fields}
+    assert told.items() <= (known | added).items(), ours.full_name
+    for nested in ours.nested_types:
+        if nested.name != "PropertiesEntry":
+            same_numbers(nested, theirs.nested_types_by_name[nested.name])
+
+
+def test_enumerations_have_the_numbers_that_clients_of_the_protocol_use() -> None:
+    theirs = triton.model_config_pb2
+    assert messages.DataType.items() == theirs.DataType.items()
+    assert messages.ModelInstanceGroup.Kind.items() == theirs.ModelInstanceGroup.Kind.items()
+    assert messages.ModelQueuePolicy.TimeoutAction.items() == theirs.ModelQueuePolicy.TimeoutAction.items()
 
 
 def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
