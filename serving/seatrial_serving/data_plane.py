@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seatrial.errors import BadRequest, DeadlinePassed, NotReady, Overloaded, Refused, TooLarge, UnknownModel
-from seatrial.protocol import InferRequest
+from seatrial.protocol import PRIORITY, TIMEOUT, InferRequest
 from seatrial.settings import Serving
 from seatrial_monitoring.metrics import ServingMetrics
 from seatrial_monitoring.request_log import RequestLog
 from seatrial_monitoring.series import Outcome, Protocol, Rejection
 from seatrial_serving.generation import Generation
 from seatrial_serving.workers import Outputs, Request
+
+ALIAS = "@"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -84,7 +86,13 @@ class DataPlane:
                 del table[key]
 
     def find(self, name: str, version: str = "", *, alias: str = "") -> Generation:
-        """Raises `UnknownModel`, or `NotReady` for a model that is still to come."""
+        """What is asked for by name, and version or alias. A version that begins with "@" is an alias: so they are written
+        where a protocol has room for a version only.
+
+        Raises `UnknownModel`, or `NotReady` for a model that is still to come.
+        """
+        if version.startswith(ALIAS):
+            version, alias = "", version[len(ALIAS) :]
         if version:
             found = self._versions.get((name, version))
         elif alias:
@@ -124,15 +132,24 @@ class DataPlane:
         self, exchange: Exchange, request: InferRequest, *, timeout_s: float | None = None
     ) -> "asyncio.Future[Outputs]":
         """Put the request in line. The outputs come in the order of the signature, or `DeadlinePassed`, or what the engine
-        refused with; the future is cancelled where the caller leaves. `timeout_s` can only shorten the server's own limit.
+        refused with; the future is cancelled where the caller leaves. `timeout_s`, and the request's own, can only shorten
+        the server's limit.
 
-        Raises the errors of `locate` and of `Generation.admit`.
+        Raises the errors of `locate` and of `Generation.admit`, and `WrongInput` for a wrong priority or timeout.
         """
         generation = exchange.generation or self.locate(exchange)
         exchange.request_id = request.id
         limit_s = self.settings.limits.request_s
-        deadline = exchange.arrived + (limit_s if timeout_s is None else min(limit_s, timeout_s))
-        exchange.waiting = generation.admit(request, arrived=exchange.arrived, deadline=deadline)
+        if timeout_s is not None:
+            limit_s = min(limit_s, timeout_s)
+        if TIMEOUT in request.parameters:
+            limit_s = min(limit_s, request.timeout_s)
+        exchange.waiting = generation.admit(
+            request,
+            arrived=exchange.arrived,
+            deadline=exchange.arrived + limit_s,
+            priority=request.priority if PRIORITY in request.parameters else 0,
+        )
         return exchange.waiting.answer
 
     def locate(self, exchange: Exchange) -> Generation:

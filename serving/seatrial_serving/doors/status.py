@@ -9,6 +9,7 @@ from seatrial.errors import SeatrialError
 
 HTTP: Mapping[type[SeatrialError], int] = {
     errors.BadRequest: 400,
+    errors.Forbidden: 403,
     errors.UnknownModel: 404,
     errors.TooLarge: 413,
     errors.UnsupportedEncoding: 415,
@@ -19,6 +20,7 @@ HTTP: Mapping[type[SeatrialError], int] = {
 
 GRPC: Mapping[type[SeatrialError], grpc.StatusCode] = {
     errors.BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     errors.UnknownModel: grpc.StatusCode.NOT_FOUND,
     errors.TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.UnsupportedEncoding: grpc.StatusCode.UNIMPLEMENTED,
