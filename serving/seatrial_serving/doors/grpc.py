@@ -11,7 +11,15 @@ from grpc_reflection.v1alpha import reflection
 
 from seatrial import __version__
 from seatrial.errors import MalformedRequest, PortInUse, SeatrialError, WrongInput
-from seatrial.protocol import InferRequest, RequestedOutput, Tensor, element_count, read_tensor, write_tensor
+from seatrial.protocol import (
+    InferRequest,
+    Parameters,
+    RequestedOutput,
+    Tensor,
+    element_count,
+    read_tensor,
+    write_tensor,
+)
 from seatrial.settings import Limits
 from seatrial.tensors import Array, DataType
 from seatrial_monitoring.series import Protocol
@@ -19,6 +27,7 @@ from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.doors.infer import wanted
 from seatrial_serving.doors.rest import EXTENSIONS, is_model_ready, metadata
 from seatrial_serving.doors.status import grpc_status
+from seatrial_serving.generation import Generation
 from seatrial_serving.open_inference import POOL, SERVICE, messages
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -139,7 +148,7 @@ class Servicer:
             generation = self._plane.locate(exchange)
             request = read_request(asked)
             outputs = await self._plane.submit(exchange, request, timeout_s=context.time_remaining())
-            answer = write_answer(outputs, request)
+            answer = write_answer(outputs, request, generation)
         except SeatrialError as error:
             self._plane.fail(exchange, error)
             await context.abort(grpc_status(error), str(error))
@@ -162,8 +171,15 @@ def read_request(asked: messages.ModelInferRequest) -> InferRequest:
             f"there are {len(asked.inputs)} inputs but {len(raw)} raw_input_contents; send one for each"
         )
     inputs = tuple(_read_tensor(tensor, raw[number] if raw else None) for number, tensor in enumerate(asked.inputs))
-    outputs = tuple(RequestedOutput(output.name) for output in asked.outputs)
-    return InferRequest(inputs, outputs, asked.id)
+    outputs = tuple(RequestedOutput(output.name, _read_parameters(output.parameters)) for output in asked.outputs)
+    return InferRequest(inputs, outputs, asked.id, _read_parameters(asked.parameters))
+
+
+def _read_parameters(given: "Mapping[str, messages.InferParameter]") -> Parameters:
+    if not given:
+        return {}
+    choices = {name: (value, value.WhichOneof("parameter_choice")) for name, value in given.items()}
+    return {name: getattr(value, choice) for name, (value, choice) in choices.items() if choice}
 
 
 def _read_tensor(tensor: messages.ModelInferRequest.InferInputTensor, raw: bytes | None) -> Tensor:
@@ -196,10 +212,12 @@ def _read_contents(tensor: messages.ModelInferRequest.InferInputTensor, datatype
     return array.reshape(tensor.shape)
 
 
-def write_answer(outputs: Sequence[Tensor], request: InferRequest) -> messages.ModelInferResponse:
+def write_answer(
+    outputs: Sequence[Tensor], request: InferRequest, generation: Generation
+) -> messages.ModelInferResponse:
     """Raw contents always: every client of the protocol reads them, and they cost nothing."""
     answer = messages.ModelInferResponse()
-    for name, datatype, array in wanted(outputs, request):
+    for name, datatype, array in wanted(outputs, request, generation):
         answer.outputs.add(name=name, datatype=datatype, shape=array.shape)
         answer.raw_output_contents.append(write_tensor(array, datatype))
     return answer
