@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from seatrial.errors import BadRequest, DeadlinePassed, NotReady, Overloaded, Refused, TooLarge, UnknownModel
+from seatrial.errors import BadRequest, DeadlinePassed, Forbidden, NotReady, Overloaded, Refused, TooLarge, UnknownModel
 from seatrial.protocol import PRIORITY, TIMEOUT, InferRequest
 from seatrial.settings import Serving
 from seatrial_monitoring.metrics import ServingMetrics
 from seatrial_monitoring.request_log import RequestLog
 from seatrial_monitoring.series import Outcome, Protocol, Rejection
 from seatrial_serving.generation import Generation
+from seatrial_serving.repository import Listed, ModelState, Repository
 from seatrial_serving.workers import Outputs, Request
 
 ALIAS = "@"
@@ -55,6 +56,8 @@ class DataPlane:
     settings: Serving
     metrics: ServingMetrics
     log: RequestLog | None = None
+    repository: Repository | None = None
+    """None where what is served is fixed."""
     accepting: bool = True
     """False once draining began: readiness says no, while requests are still answered."""
     _defaults: dict[str, Generation] = field(default_factory=dict)
@@ -68,6 +71,10 @@ class DataPlane:
         """Without a generation of `name`, the server as a whole is not ready."""
         self._expected.add(name)
         self.metrics.expect(name)
+
+    def forget(self, name: str) -> None:
+        """The opposite of `expect`."""
+        self._expected.discard(name)
 
     def install(self, generation: Generation, *, default: bool) -> None:
         """From now on, requests go to `generation`: for its version, its alias, and the bare name if `default`."""
@@ -123,6 +130,25 @@ class DataPlane:
             and all(generation.ready for generation in self.generations())
         )
 
+    def index(self, *, ready: bool) -> list[Listed]:
+        """What could be served, or only what is `ready` to be."""
+        listed = [
+            Listed(name=each.identity.name, version=each.identity.version, state=ModelState.READY)
+            for each in self.generations()
+        ]
+        if self.repository is not None:
+            listed = self.repository.index()
+        return [each for each in listed if each.state is ModelState.READY or not ready]
+
+    @property
+    def control(self) -> Repository:
+        """The repository, for those who want to change what is served. Raises `Forbidden` where nobody may."""
+        if self.repository is None or not self.settings.repository_control:
+            raise Forbidden(
+                "models are not loaded or unloaded over the network here (serving.repository_control is off)"
+            )
+        return self.repository
+
     # One request
 
     def begin(self, protocol: Protocol, model: str, version: str = "") -> Exchange:
@@ -170,6 +196,8 @@ class DataPlane:
         else:
             generation.metrics.requests[exchange.protocol][exchange.outcome] += 1
             generation.metrics.request_s.observe(total_s)
+            if exchange.outcome is not Outcome.OK:
+                generation.metrics.failed_s += total_s
             if (reason := REJECTIONS.get(exchange.error)) is not None:
                 generation.metrics.rejected[reason] += 1
         if self.log is not None and self.log.takes(failed=exchange.outcome is not Outcome.OK):

@@ -59,7 +59,7 @@ async def serve(
         metrics = ServingMetrics(registry, serving.latency_budget_ms / 1000)
         plane = DataPlane(serving, metrics, request_log)
         changed = asyncio.Event()
-        supervisor = Supervisor(settings, plane, metrics, changed.set)
+        supervisor = plane.repository = Supervisor(settings, plane, metrics, changed.set)
         metrics.facts = lambda: ServerFacts(
             ready=plane.ready,
             registry_age_s=supervisor.registry_age_s(),

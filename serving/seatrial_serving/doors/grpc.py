@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
+from google.protobuf.json_format import ParseDict
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -24,11 +26,14 @@ from seatrial.settings import Limits
 from seatrial.tensors import Array, DataType
 from seatrial_monitoring.series import Protocol
 from seatrial_serving.data_plane import DataPlane
+from seatrial_serving.doors.configuration import configuration
 from seatrial_serving.doors.infer import wanted
-from seatrial_serving.doors.rest import EXTENSIONS, is_model_ready, metadata
+from seatrial_serving.doors.metadata import EXTENSIONS, is_model_ready, metadata
+from seatrial_serving.doors.statistics import statistics
 from seatrial_serving.doors.status import grpc_status
 from seatrial_serving.generation import Generation
 from seatrial_serving.open_inference import POOL, SERVICE, messages
+from seatrial_serving.repository import check_load_parameters
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -99,8 +104,14 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
 
 def _handlers(servicer: "Servicer") -> grpc.GenericRpcHandler:
     def unary(method: Callable[..., Awaitable[Any]], request: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+        async def answer(asked: Any, context: Context) -> Any:
+            try:
+                return await method(asked, context)
+            except SeatrialError as error:
+                await context.abort(grpc_status(error), str(error))
+
         return grpc.unary_unary_rpc_method_handler(
-            method,
+            answer,
             request_deserializer=request.FromString,
             response_serializer=lambda answer: answer.SerializeToString(),
         )
@@ -114,6 +125,11 @@ def _handlers(servicer: "Servicer") -> grpc.GenericRpcHandler:
             "ServerMetadata": unary(servicer.server_metadata, messages.ServerMetadataRequest),
             "ModelMetadata": unary(servicer.model_metadata, messages.ModelMetadataRequest),
             "ModelInfer": unary(servicer.model_infer, messages.ModelInferRequest),
+            "ModelConfig": unary(servicer.model_config, messages.ModelConfigRequest),
+            "ModelStatistics": unary(servicer.model_statistics, messages.ModelStatisticsRequest),
+            "RepositoryIndex": unary(servicer.repository_index, messages.RepositoryIndexRequest),
+            "RepositoryModelLoad": unary(servicer.repository_load, messages.RepositoryModelLoadRequest),
+            "RepositoryModelUnload": unary(servicer.repository_unload, messages.RepositoryModelUnloadRequest),
         },
     )
 
@@ -134,13 +150,37 @@ class Servicer:
     async def server_metadata(self, _: messages.ServerMetadataRequest, __: Context) -> messages.ServerMetadataResponse:
         return messages.ServerMetadataResponse(name="seatrial", version=__version__, extensions=EXTENSIONS)
 
-    async def model_metadata(
-        self, asked: messages.ModelMetadataRequest, context: Context
-    ) -> messages.ModelMetadataResponse:
-        try:
-            return messages.ModelMetadataResponse(**metadata(self._plane, self._plane.find(asked.name, asked.version)))
-        except SeatrialError as error:
-            await context.abort(grpc_status(error), str(error))
+    async def model_metadata(self, asked: messages.ModelMetadataRequest, _: Context) -> messages.ModelMetadataResponse:
+        return messages.ModelMetadataResponse(**metadata(self._plane, self._plane.find(asked.name, asked.version)))
+
+    async def model_config(self, asked: messages.ModelConfigRequest, _: Context) -> messages.ModelConfigResponse:
+        described = configuration(self._plane, self._plane.find(asked.name, asked.version))
+        return ParseDict({"config": described}, messages.ModelConfigResponse())
+
+    async def model_statistics(
+        self, asked: messages.ModelStatisticsRequest, _: Context
+    ) -> messages.ModelStatisticsResponse:
+        return ParseDict(statistics(self._plane, asked.name, asked.version), messages.ModelStatisticsResponse())
+
+    async def repository_index(
+        self, asked: messages.RepositoryIndexRequest, _: Context
+    ) -> messages.RepositoryIndexResponse:
+        listed = [asdict(each) for each in self._plane.index(ready=asked.ready)]
+        return ParseDict({"models": listed}, messages.RepositoryIndexResponse())
+
+    async def repository_load(
+        self, asked: messages.RepositoryModelLoadRequest, _: Context
+    ) -> messages.RepositoryModelLoadResponse:
+        control = self._plane.control
+        check_load_parameters(asked.parameters)
+        await control.load(asked.model_name)
+        return messages.RepositoryModelLoadResponse()
+
+    async def repository_unload(
+        self, asked: messages.RepositoryModelUnloadRequest, _: Context
+    ) -> messages.RepositoryModelUnloadResponse:
+        await self._plane.control.unload(asked.model_name)
+        return messages.RepositoryModelUnloadResponse()
 
     async def model_infer(self, asked: messages.ModelInferRequest, context: Context) -> messages.ModelInferResponse:
         exchange = self._plane.begin(Protocol.GRPC, asked.model_name, asked.model_version)
@@ -151,7 +191,7 @@ class Servicer:
             answer = write_answer(outputs, request, generation)
         except SeatrialError as error:
             self._plane.fail(exchange, error)
-            await context.abort(grpc_status(error), str(error))
+            raise
         except asyncio.CancelledError as error:
             exchange.leave()
             self._plane.fail(exchange, error)
