@@ -132,13 +132,10 @@ class DataPlane:
 
     def index(self, *, ready: bool) -> list[Listed]:
         """What could be served, or only what is `ready` to be."""
-        listed = [
-            Listed(name=each.identity.name, version=each.identity.version, state=ModelState.READY)
-            for each in self.generations()
-        ]
         if self.repository is not None:
-            listed = self.repository.index()
-        return [each for each in listed if each.state is ModelState.READY or not ready]
+            return [each for each in self.repository.index() if each.state is ModelState.READY or not ready]
+        served = (generation.identity for generation in self.generations())
+        return [Listed(name=each.name, version=each.version, state=ModelState.READY) for each in served]
 
     @property
     def control(self) -> Repository:

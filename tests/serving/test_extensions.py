@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 import numpy as np
@@ -32,7 +32,7 @@ from tests.servers import Server, serving
 from tests.serving.models import LinearBundle, everything_onnx, linear, linear_onnx
 
 X = [[1.0, 2.0, 3.0, 4.0]]
-Client = triton_http.InferenceServerClient | triton_grpc.InferenceServerClient
+Client: TypeAlias = "triton_http.InferenceServerClient | triton_grpc.InferenceServerClient"
 
 
 @pytest.fixture(scope="module")
