@@ -28,7 +28,7 @@ def classify(scores: Tensor, classes: int, *, labels: Sequence[str], batched: bo
     best = np.argsort(turned, axis=1, kind="stable")[:, :classes]
     texts = np.empty(best.shape, dtype=object)
     for at, index in np.ndenumerate(best):
-        texts[at] = _text(rows[at[0], index], index, named).encode()
+        texts[at] = _text(rows[at[0], index], int(index), named).encode()
     return Tensor(name, DataType.BYTES, texts if batched else texts[0])
 
 

@@ -44,12 +44,12 @@ log = logging.getLogger(__name__)
 
 
 class Ask(NamedTuple):
-    """What the head of an inference request says. `size` is the body's, `json_length` that of the JSON in it, if they are
-    given; `encoding` is the body's, `accepts` the answer's, both empty for none."""
+    """What the head of an inference request says. `size` is the body's, where it is stated; `json_length` that of the JSON in
+    it; `encoding` is the body's, `accepts` the answer's, both empty for none."""
 
     model: str
     version: str
-    size: int | None
+    size: int
     json_length: int | None = None
     timeout_s: float | None = None
     encoding: str = ""
@@ -88,8 +88,7 @@ class InferDoor:
         if target is None or any(names.count(name) > 1 for name in ONCE) or any(name in names for name in TELLING):
             return None
         with suppress(BadRequest):
-            ask = read_head(*target, headers, max_body=self._max_body)
-            return None if ask.size is None else ask
+            return read_head(*target, headers, max_body=self._max_body)
         return None
 
     def begin(self, ask: Ask) -> Exchange:
@@ -246,8 +245,8 @@ def _bounded(body: bytes, size: int, max_body: int) -> bytes:
 def read_head(model: str, version: str, headers: Headers, *, max_body: int) -> Ask:
     """What the headers ask for. Raises `TooLarge` or `MalformedRequest` for those that rule a request out."""
     given = dict(headers)
-    size = _number(given, b"content-length", int)
-    _bounded(b"", size or 0, max_body)
+    size = _number(given, b"content-length", int) or 0  # unstated means none, unless it is chunked
+    _bounded(b"", size, max_body)
     timeout_ms = _number(given, b"inference-timeout-ms", float)
     if timeout_ms is not None and not 0 < timeout_ms < math.inf:
         raise MalformedRequest(f"Inference-Timeout-Ms is {timeout_ms}, expected milliseconds, more than 0")
