@@ -98,8 +98,8 @@ class DataPlane:
 
         Raises `UnknownModel`, or `NotReady` for a model that is still to come.
         """
-        if version.startswith(ALIAS):
-            version, alias = "", version[len(ALIAS) :]
+        if version and version[0] == ALIAS:
+            version, alias = "", version[1:]
         if version:
             found = self._versions.get((name, version))
         elif alias:

@@ -26,6 +26,7 @@ from seatrial_serving.workers import Outputs
 
 Scope: TypeAlias = dict[str, Any]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
+Response: TypeAlias = tuple[int, Headers, bytes]
 Respond: TypeAlias = Callable[[int, Headers, bytes], None]
 
 JSON = (b"content-type", b"application/json")
@@ -120,22 +121,24 @@ class InferDoor:
             response = _response(exchange, request, answer.result())
         except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
             response = self._failed(exchange, error)
-        if accepts and len(response.body) > LARGE:
+        if not accepts:
+            self._finish(exchange, respond, response)
+        elif len(response[-1]) > LARGE:
             compressing = answer.get_loop().run_in_executor(None, _compressed, response, accepts)
             compressing.add_done_callback(lambda done: self._finish(exchange, respond, done.result()))
         else:
-            self._finish(exchange, respond, _compressed(response, accepts) if accepts else response)
+            self._finish(exchange, respond, _compressed(response, accepts))
 
-    def _finish(self, exchange: Exchange, respond: Respond, response: "Response") -> None:
+    def _finish(self, exchange: Exchange, respond: Respond, response: Response) -> None:
         self._plane.end(exchange)
         respond(*response)
 
-    def _failed(self, exchange: Exchange, error: Exception) -> "Response":
+    def _failed(self, exchange: Exchange, error: Exception) -> Response:
         self._plane.fail(exchange, error)
         if isinstance(error, SeatrialError):
             return refusal(error)
         log.error("a request to '%s' could not be answered; this is a bug", exchange.model, exc_info=error)
-        return Response(500, [JSON, (b"content-length", b"27")], b'{"error": "internal error"}')
+        return 500, [JSON, (b"content-length", b"27")], b'{"error": "internal error"}'
 
     def give_up(self, exchange: Exchange) -> None:
         """The client has left, before its request was whole or after. It is counted for the model that it asked for."""
@@ -163,7 +166,7 @@ class InferDoor:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _respond(self, exchange: Exchange, scope: Scope, receive: Any) -> "Response":
+    async def _respond(self, exchange: Exchange, scope: Scope, receive: Any) -> Response:
         self._plane.locate(exchange)
         ask = read_head(exchange.model, exchange.version, scope["headers"], max_body=self._max_body)
         body = await read_body(receive, max_body=self._max_body)
@@ -172,15 +175,9 @@ class InferDoor:
         request = decode_request(body, json_length=ask.json_length)
         outputs = await self._plane.submit(exchange, request, timeout_s=ask.timeout_s)
         response = _response(exchange, request, outputs)
-        if ask.accepts and len(response.body) > LARGE:
+        if ask.accepts and len(response[-1]) > LARGE:
             return await asyncio.to_thread(_compressed, response, ask.accepts)
         return _compressed(response, ask.accepts) if ask.accepts else response
-
-
-class Response(NamedTuple):
-    status: int
-    headers: Headers
-    body: bytes
 
 
 def _response(exchange: Exchange, request: InferRequest, outputs: Outputs) -> Response:
@@ -196,8 +193,8 @@ def _response(exchange: Exchange, request: InferRequest, outputs: Outputs) -> Re
     )
     content_length = b"content-length", b"%d" % len(body)
     if length is None:
-        return Response(200, [JSON, content_length], body)
-    return Response(200, [BINARY, (b"inference-header-content-length", b"%d" % length), content_length], body)
+        return 200, [JSON, content_length], body
+    return 200, [BINARY, (b"inference-header-content-length", b"%d" % length), content_length], body
 
 
 def _compressed(response: Response, encoding: str) -> Response:
@@ -208,7 +205,7 @@ def _compressed(response: Response, encoding: str) -> Response:
         return response
     kept = [header for header in headers if header[0] != b"content-length"]
     sizes = [(b"content-encoding", encoding.encode()), (b"content-length", b"%d" % len(compressed))]
-    return Response(status, [*kept, *sizes], compressed)
+    return status, [*kept, *sizes], compressed
 
 
 def _left(exchange: Exchange) -> bool:
@@ -286,15 +283,18 @@ def wanted(outputs: Sequence[Tensor], request: InferRequest, generation: Generat
         chosen = [by_name[output.name] for output in request.outputs]
     except KeyError as error:
         raise WrongInput(f"there is no output {error}; the outputs are {list(by_name)}") from None
-    for number, output in enumerate(request.outputs):
-        if CLASSIFICATION in output.parameters and (classes := output.classes):
-            chosen[number] = classify(
-                chosen[number],
-                classes,
-                labels=generation.identity.labels,
-                batched=generation.signature.batch is not None,
-            )
+    for output in request.outputs:
+        if CLASSIFICATION in output.parameters:
+            return _classified(chosen, request, generation)
     return chosen
+
+
+def _classified(chosen: Sequence[Tensor], request: InferRequest, generation: Generation) -> list[Tensor]:
+    labels, batched = generation.identity.labels, generation.signature.batch is not None
+    return [
+        classify(tensor, output.classes, labels=labels, batched=batched) if output.classes else tensor
+        for tensor, output in zip(chosen, request.outputs, strict=True)
+    ]
 
 
 def _binary(outputs: Sequence[Tensor], request: InferRequest) -> dict[str, bool]:
@@ -315,4 +315,4 @@ def refusal(error: SeatrialError) -> Response:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
     if isinstance(error, TooLarge):
         headers.append((b"connection", b"close"))  # what is left of the body is not worth reading
-    return Response(http_status(error), headers, body)
+    return http_status(error), headers, body
