@@ -48,6 +48,7 @@ async def serve(
     serving = settings.serving
     async with contextlib.AsyncExitStack() as stack:
         http_socket = stack.enter_context(listen(serving.host, serving.http_port))
+        grpc_socket = stack.enter_context(listen(serving.host, serving.grpc_port))
         metrics_socket = stack.enter_context(listen(serving.host, serving.metrics_port))
         log.info("settings: %s", serving.model_dump_json())
 
@@ -58,8 +59,8 @@ async def serve(
         ProcessCollector(registry=registry)
         metrics = ServingMetrics(registry, serving.latency_budget_ms / 1000)
         plane = DataPlane(serving, metrics, request_log)
-        changed = asyncio.Event()
-        supervisor = plane.repository = Supervisor(settings, plane, metrics, changed.set)
+        grpc_server = GrpcServer(plane)
+        supervisor = plane.repository = Supervisor(settings, plane, metrics, grpc_server.announce)
         metrics.facts = lambda: ServerFacts(
             ready=plane.ready,
             registry_age_s=supervisor.registry_age_s(),
@@ -69,8 +70,6 @@ async def serve(
             aliases=supervisor.aliases(),
         )
 
-        grpc_server = GrpcServer(plane)
-        grpc_port = grpc_server.listen(serving.host, serving.grpc_port)
         application = Application(plane)
         http = HttpServer(application, serving.limits, door=application.infer)
         metrics_http = HttpServer(make_asgi_app(registry), serving.limits)
@@ -83,25 +82,22 @@ async def serve(
         stack.push_async_callback(supervisor.stop)
         await http.start(http_socket)
         stack.push_async_callback(http.stop)
+        await grpc_server.start(grpc_socket)
+        stack.push_async_callback(grpc_server.stop, serving.limits.request_s)
         await _unless(stopping, supervisor.start(sources))
         if not stopping.is_set():
             application.open_rest()
-        await grpc_server.start()
-        stack.push_async_callback(grpc_server.stop, serving.limits.request_s)
-        announcing = asyncio.create_task(_announce(grpc_server, changed))
-        stack.callback(announcing.cancel)
-
         ready(
             Addresses(
                 http="{}:{}".format(*http_socket.getsockname()[:2]),
-                grpc=f"{serving.host}:{grpc_port}",
+                grpc="{}:{}".format(*grpc_socket.getsockname()[:2]),
                 metrics="{}:{}".format(*metrics_socket.getsockname()[:2]),
                 models=tuple(plane.served()),
             )
         )
         await stopping.wait()
         plane.accepting = False
-        await grpc_server.announce()
+        grpc_server.announce()
         if signals.patient:
             log.info("draining: not ready any more, requests are taken for %g s", serving.drain_s)
             await asyncio.sleep(serving.drain_s)
@@ -142,10 +138,3 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None]) ->
         if not working.done():
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
-
-
-async def _announce(grpc_server: GrpcServer, changed: asyncio.Event) -> None:
-    while True:
-        await changed.wait()
-        changed.clear()
-        await grpc_server.announce()

@@ -1,18 +1,20 @@
 """The Open Inference Protocol over gRPC, with `grpc.health.v1` and reflection. Translates, and calls the data plane."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeVar
 
-import grpc
 import numpy as np
 from google.protobuf.json_format import ParseDict
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from google.protobuf.message import DecodeError, Message
 
 from seatrial import __version__
-from seatrial.errors import MalformedRequest, PortInUse, SeatrialError, WrongInput
+from seatrial.errors import MalformedRequest, SeatrialError, WrongInput
 from seatrial.protocol import (
     InferRequest,
     Parameters,
@@ -22,20 +24,27 @@ from seatrial.protocol import (
     read_tensor,
     write_tensor,
 )
-from seatrial.settings import Limits
 from seatrial.tensors import Array, DataType
 from seatrial_monitoring.series import Protocol
-from seatrial_serving.data_plane import DataPlane
+from seatrial_serving.data_plane import DataPlane, Exchange
+from seatrial_serving.doors.calls import Calls, Conversation, Head, Methods, Streaming, Unary, UnaryCall
 from seatrial_serving.doors.configuration import configuration
+from seatrial_serving.doors.grpc_health import Health
+from seatrial_serving.doors.grpc_reflection import reflection
+from seatrial_serving.doors.http2 import Connection
 from seatrial_serving.doors.infer import wanted
 from seatrial_serving.doors.metadata import EXTENSIONS, is_model_ready, metadata
 from seatrial_serving.doors.statistics import statistics
-from seatrial_serving.doors.status import grpc_status
 from seatrial_serving.generation import Generation
 from seatrial_serving.open_inference import POOL, SERVICE, messages
 from seatrial_serving.repository import check_load_parameters
+from seatrial_serving.workers import Outputs
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+SWEEP_S = 0.5
+MOST_AHEAD = 64
+"""Requests of one stream that may wait for their answers; the next is read when one of them is answered."""
+
+M = TypeVar("M", bound=Message)
 
 CONTENTS: Mapping[DataType, str] = {
     DataType.BOOL: "bool_contents",
@@ -58,149 +67,278 @@ class GrpcServer:
     """Created on the event loop that serves it."""
 
     def __init__(self, plane: DataPlane) -> None:
-        self._plane = plane
-        self._server = grpc.aio.server(options=_options(plane.settings.limits))
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._server.add_generic_rpc_handlers((_handlers(Servicer(plane)),))
-        reflection.enable_server_reflection([SERVICE, reflection.SERVICE_NAME], self._server, pool=POOL)
+        self._limits = plane.settings.limits
+        self._health = Health(lambda: plane.ready, services=("", SERVICE))
+        methods = {**Servicer(plane).methods(), **self._health.methods()}
+        methods |= reflection(methods, POOL)
+        self._calls = Calls(methods, self._limits.body_bytes, self._limits.header_bytes)
+        self._connections: set[Connection[Head]] = set()
+        self._empty = asyncio.Event()
+        self._server: asyncio.Server
+        self._sweeping: asyncio.Task[None]
 
-    def listen(self, host: str, port: int) -> int:
-        """The port, chosen by the system where `port` is 0. Raises `PortInUse`."""
-        address = f"[{host}]" if ":" in host else host
-        try:
-            return self._server.add_insecure_port(f"{address}:{port}")
-        except RuntimeError as error:
-            raise PortInUse(
-                f"cannot listen on {address}:{port} for gRPC. Another server may be running there; choose another port "
-                "with --grpc-port (0 takes a free one)"
-            ) from error
+    async def start(self, listener: socket.socket) -> None:
+        self.announce()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._connect, sock=listener)
+        self._sweeping = loop.create_task(self._sweep())
 
-    async def start(self) -> None:
-        await self.announce()
-        await self._server.start()
-
-    async def announce(self) -> None:
-        """Tell health watchers whether the server as a whole and each model take requests."""
-        serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-        await self._health.set("", serving if self._plane.ready else not_serving)
-        await self._health.set(SERVICE, serving if self._plane.ready else not_serving)
+    def announce(self) -> None:
+        """Tell health watchers whether the server takes requests."""
+        self._health.announce()
 
     async def stop(self, grace_s: float) -> None:
         """Take no new call, let those in flight end for at most `grace_s`."""
-        await self._server.stop(grace_s)
+        self._server.close()
+        for connection in list(self._connections):
+            connection.go_away()
+        self.announce()
+        if self._connections:
+            self._empty.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), grace_s)
+        self._sweeping.cancel()
+        for connection in list(self._connections):
+            connection.abort()
 
+    def _connect(self) -> Connection[Head]:
+        connection = Connection(self._calls, self._limits, self._lost)
+        self._connections.add(connection)
+        return connection
 
-def _options(limits: Limits) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", limits.body_bytes),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_metadata_size", limits.header_bytes),
-        ("grpc.absolute_max_metadata_size", limits.header_bytes),
-        ("grpc.max_connection_idle_ms", int(limits.idle_s * 1000)),
-        ("grpc.so_reuseport", 0),
-    ]
+    def _lost(self, connection: Connection[Head]) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._empty.set()
 
-
-def _handlers(servicer: "Servicer") -> grpc.GenericRpcHandler:
-    def unary(method: Callable[..., Awaitable[Any]], request: Any) -> "grpc.RpcMethodHandler[Any, Any]":
-        async def answer(asked: Any, context: Context) -> Any:
-            try:
-                return await method(asked, context)
-            except SeatrialError as error:
-                await context.abort(grpc_status(error), str(error))
-
-        return grpc.unary_unary_rpc_method_handler(
-            answer,
-            request_deserializer=request.FromString,
-            response_serializer=lambda answer: answer.SerializeToString(),
-        )
-
-    return grpc.method_handlers_generic_handler(
-        SERVICE,
-        {
-            "ServerLive": unary(servicer.server_live, messages.ServerLiveRequest),
-            "ServerReady": unary(servicer.server_ready, messages.ServerReadyRequest),
-            "ModelReady": unary(servicer.model_ready, messages.ModelReadyRequest),
-            "ServerMetadata": unary(servicer.server_metadata, messages.ServerMetadataRequest),
-            "ModelMetadata": unary(servicer.model_metadata, messages.ModelMetadataRequest),
-            "ModelInfer": unary(servicer.model_infer, messages.ModelInferRequest),
-            "ModelConfig": unary(servicer.model_config, messages.ModelConfigRequest),
-            "ModelStatistics": unary(servicer.model_statistics, messages.ModelStatisticsRequest),
-            "RepositoryIndex": unary(servicer.repository_index, messages.RepositoryIndexRequest),
-            "RepositoryModelLoad": unary(servicer.repository_load, messages.RepositoryModelLoadRequest),
-            "RepositoryModelUnload": unary(servicer.repository_unload, messages.RepositoryModelUnloadRequest),
-        },
-    )
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(min(SWEEP_S, self._limits.receive_s / 4))
+            now = asyncio.get_running_loop().time()
+            for connection in list(self._connections):
+                connection.sweep(now)
 
 
 class Servicer:
+    """The methods of the service, from message to message."""
+
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
 
-    async def server_live(self, _: messages.ServerLiveRequest, __: Context) -> messages.ServerLiveResponse:
+    def methods(self) -> Methods:
+        return {
+            f"/{SERVICE}/ServerLive": _plain(messages.ServerLiveRequest, self.server_live),
+            f"/{SERVICE}/ServerReady": _plain(messages.ServerReadyRequest, self.server_ready),
+            f"/{SERVICE}/ModelReady": _plain(messages.ModelReadyRequest, self.model_ready),
+            f"/{SERVICE}/ServerMetadata": _plain(messages.ServerMetadataRequest, self.server_metadata),
+            f"/{SERVICE}/ModelMetadata": _plain(messages.ModelMetadataRequest, self.model_metadata),
+            f"/{SERVICE}/ModelConfig": _plain(messages.ModelConfigRequest, self.model_config),
+            f"/{SERVICE}/ModelStatistics": _plain(messages.ModelStatisticsRequest, self.model_statistics),
+            f"/{SERVICE}/RepositoryIndex": _plain(messages.RepositoryIndexRequest, self.repository_index),
+            f"/{SERVICE}/RepositoryModelLoad": _slow(messages.RepositoryModelLoadRequest, self.repository_load),
+            f"/{SERVICE}/RepositoryModelUnload": _slow(messages.RepositoryModelUnloadRequest, self.repository_unload),
+            f"/{SERVICE}/ModelInfer": Unary(self.model_infer),
+            f"/{SERVICE}/ModelStreamInfer": Streaming(self.model_stream_infer),
+        }
+
+    def server_live(self, _: messages.ServerLiveRequest) -> messages.ServerLiveResponse:
         return messages.ServerLiveResponse(live=True)
 
-    async def server_ready(self, _: messages.ServerReadyRequest, __: Context) -> messages.ServerReadyResponse:
+    def server_ready(self, _: messages.ServerReadyRequest) -> messages.ServerReadyResponse:
         return messages.ServerReadyResponse(ready=self._plane.ready)
 
-    async def model_ready(self, asked: messages.ModelReadyRequest, _: Context) -> messages.ModelReadyResponse:
+    def model_ready(self, asked: messages.ModelReadyRequest) -> messages.ModelReadyResponse:
         return messages.ModelReadyResponse(ready=is_model_ready(self._plane, asked.name, asked.version))
 
-    async def server_metadata(self, _: messages.ServerMetadataRequest, __: Context) -> messages.ServerMetadataResponse:
+    def server_metadata(self, _: messages.ServerMetadataRequest) -> messages.ServerMetadataResponse:
         return messages.ServerMetadataResponse(name="seatrial", version=__version__, extensions=EXTENSIONS)
 
-    async def model_metadata(self, asked: messages.ModelMetadataRequest, _: Context) -> messages.ModelMetadataResponse:
+    def model_metadata(self, asked: messages.ModelMetadataRequest) -> messages.ModelMetadataResponse:
         return messages.ModelMetadataResponse(**metadata(self._plane, self._plane.find(asked.name, asked.version)))
 
-    async def model_config(self, asked: messages.ModelConfigRequest, _: Context) -> messages.ModelConfigResponse:
+    def model_config(self, asked: messages.ModelConfigRequest) -> messages.ModelConfigResponse:
         described = configuration(self._plane, self._plane.find(asked.name, asked.version))
         return ParseDict({"config": described}, messages.ModelConfigResponse())
 
-    async def model_statistics(
-        self, asked: messages.ModelStatisticsRequest, _: Context
-    ) -> messages.ModelStatisticsResponse:
+    def model_statistics(self, asked: messages.ModelStatisticsRequest) -> messages.ModelStatisticsResponse:
         return ParseDict(statistics(self._plane, asked.name, asked.version), messages.ModelStatisticsResponse())
 
-    async def repository_index(
-        self, asked: messages.RepositoryIndexRequest, _: Context
-    ) -> messages.RepositoryIndexResponse:
+    def repository_index(self, asked: messages.RepositoryIndexRequest) -> messages.RepositoryIndexResponse:
         listed = [asdict(each) for each in self._plane.index(ready=asked.ready)]
         return ParseDict({"models": listed}, messages.RepositoryIndexResponse())
 
-    async def repository_load(
-        self, asked: messages.RepositoryModelLoadRequest, _: Context
-    ) -> messages.RepositoryModelLoadResponse:
+    async def repository_load(self, asked: messages.RepositoryModelLoadRequest) -> messages.RepositoryModelLoadResponse:
         control = self._plane.control
         check_load_parameters(asked.parameters)
         await control.load(asked.model_name)
         return messages.RepositoryModelLoadResponse()
 
     async def repository_unload(
-        self, asked: messages.RepositoryModelUnloadRequest, _: Context
+        self, asked: messages.RepositoryModelUnloadRequest
     ) -> messages.RepositoryModelUnloadResponse:
         await self._plane.control.unload(asked.model_name)
         return messages.RepositoryModelUnloadResponse()
 
-    async def model_infer(self, asked: messages.ModelInferRequest, context: Context) -> messages.ModelInferResponse:
+    def model_infer(self, call: UnaryCall, message: bytes) -> None:
+        def respond(answer: messages.ModelInferResponse | Exception) -> None:
+            if isinstance(answer, Exception):
+                call.fail(answer)
+            else:
+                call.answer(answer.SerializeToString())
+
+        try:
+            asked = _parse(messages.ModelInferRequest, message)
+        except MalformedRequest as error:
+            call.fail(error)
+        else:
+            call.leave = self._infer(asked, respond, timeout_s=call.head.timeout_s).leave
+
+    async def model_stream_infer(self, call: Conversation) -> None:
+        """Answers come in the order of the requests; one that fails says so in its own answer, and the stream goes on."""
+        line = _Line(call)
+        try:
+            async for message in call.messages():
+                await line.until(MOST_AHEAD - 1)
+                await call.drained()
+                asked = _parse(messages.ModelInferRequest, message)
+                line.join(asked.id, partial(self._infer, asked, timeout_s=call.head.timeout_s))
+            await line.until(0)
+        finally:
+            line.leave()
+
+    def _infer(
+        self,
+        asked: messages.ModelInferRequest,
+        respond: Callable[[messages.ModelInferResponse | Exception], None],
+        *,
+        timeout_s: float | None,
+    ) -> Exchange:
+        """Answer `asked` by calling `respond`, at once or later. A client that has left gets none."""
         exchange = self._plane.begin(Protocol.GRPC, asked.model_name, asked.model_version)
         try:
-            generation = self._plane.locate(exchange)
+            self._plane.locate(exchange)
             request = read_request(asked)
-            outputs = await self._plane.submit(exchange, request, timeout_s=context.time_remaining())
-            answer = write_answer(outputs, request, generation)
-        except SeatrialError as error:
+            answer = self._plane.submit(exchange, request, timeout_s=timeout_s)
+        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
             self._plane.fail(exchange, error)
-            raise
-        except asyncio.CancelledError as error:
-            exchange.leave()
-            self._plane.fail(exchange, error)
-            raise
-        finally:
             self._plane.end(exchange)
-        identity = generation.identity
-        answer.model_name, answer.model_version, answer.id = identity.name, identity.version, request.id
-        return answer
+            respond(error)
+        else:
+            answer.add_done_callback(partial(self._answered, exchange, request, respond))
+        return exchange
+
+    def _answered(
+        self,
+        exchange: Exchange,
+        request: InferRequest,
+        respond: Callable[[messages.ModelInferResponse | Exception], None],
+        outputs: "asyncio.Future[Outputs]",
+    ) -> None:
+        answer: messages.ModelInferResponse | Exception
+        if outputs.cancelled():
+            self._plane.fail(exchange, asyncio.CancelledError())
+            self._plane.end(exchange)
+            return
+        assert exchange.generation is not None, "an answer without a generation: this is a bug"
+        try:
+            answer = write_answer(outputs.result(), request, exchange.generation)
+        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
+            self._plane.fail(exchange, error)
+            answer = error
+        else:
+            identity = exchange.generation.identity
+            answer.model_name, answer.model_version, answer.id = identity.name, identity.version, request.id
+        self._plane.end(exchange)
+        respond(answer)
+
+
+class _Line:
+    """Requests of one stream that wait for their answers, which are sent in the order of the requests."""
+
+    def __init__(self, call: Conversation) -> None:
+        self._call = call
+        self._waiting: deque[_Place] = deque()
+        self._moved = asyncio.Event()
+
+    def join(self, request_id: str, begin: "Callable[[Callable[[Any], None]], Exchange]") -> None:
+        place = _Place(request_id)
+        self._waiting.append(place)
+        place.exchange = begin(partial(self._answered, place))
+
+    def _answered(self, place: "_Place", answer: messages.ModelInferResponse | Exception) -> None:
+        place.answer = _streamed(answer, place.request_id)
+        while self._waiting and (answered := self._waiting[0].answer) is not None:
+            self._waiting.popleft()
+            self._call.send(answered.SerializeToString())
+        self._moved.set()
+
+    async def until(self, length: int) -> None:
+        """Return once no more than `length` requests wait."""
+        while len(self._waiting) > length:
+            self._moved.clear()
+            await self._moved.wait()
+
+    def leave(self) -> None:
+        for place in self._waiting:
+            if place.exchange is not None:
+                place.exchange.leave()
+
+
+class _Place:
+    __slots__ = ("answer", "exchange", "request_id")
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.answer: messages.ModelStreamInferResponse | None = None
+        self.exchange: Exchange | None = None
+
+
+def _streamed(answer: messages.ModelInferResponse | Exception, request_id: str) -> messages.ModelStreamInferResponse:
+    if isinstance(answer, messages.ModelInferResponse):
+        return messages.ModelStreamInferResponse(infer_response=answer)
+    said = str(answer) if isinstance(answer, SeatrialError) else "internal error"
+    return messages.ModelStreamInferResponse(
+        error_message=said, infer_response=messages.ModelInferResponse(id=request_id)
+    )
+
+
+def _parse(kind: type[M], message: bytes) -> M:
+    try:
+        return kind.FromString(message)
+    except DecodeError as error:
+        raise MalformedRequest(f"the message is no {kind.DESCRIPTOR.name}: {error}") from error
+
+
+def _plain(kind: type[M], method: Callable[[M], Message]) -> Unary:
+    """A method that answers at once."""
+
+    def answer(call: UnaryCall, message: bytes) -> None:
+        try:
+            reply = method(_parse(kind, message))
+        except SeatrialError as error:
+            call.fail(error)
+        else:
+            call.answer(reply.SerializeToString())
+
+    return Unary(answer)
+
+
+def _slow(kind: type[M], method: Callable[[M], Coroutine[Any, Any, Message]]) -> Unary:
+    """A method that takes its time, and goes on where its client leaves."""
+    running: set[asyncio.Task[None]] = set()
+
+    async def reply(call: UnaryCall, message: bytes) -> None:
+        try:
+            call.answer((await method(_parse(kind, message))).SerializeToString())
+        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
+            call.fail(error)
+
+    def answer(call: UnaryCall, message: bytes) -> None:
+        task = asyncio.get_running_loop().create_task(reply(call, message))
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    return Unary(answer)
 
 
 def read_request(asked: messages.ModelInferRequest) -> InferRequest:
@@ -215,7 +353,7 @@ def read_request(asked: messages.ModelInferRequest) -> InferRequest:
     return InferRequest(inputs, outputs, asked.id, _read_parameters(asked.parameters))
 
 
-def _read_parameters(given: "Mapping[str, messages.InferParameter]") -> Parameters:
+def _read_parameters(given: Mapping[str, messages.InferParameter]) -> Parameters:
     if not given:
         return {}
     choices = {name: (value, value.WhichOneof("parameter_choice")) for name, value in given.items()}

@@ -1,11 +1,25 @@
 """Which code each error gets: one table for HTTP, one for gRPC. The nearest ancestor in the error tree decides."""
 
 from collections.abc import Mapping
-
-import grpc
+from enum import IntEnum
 
 from seatrial import errors
 from seatrial.errors import SeatrialError
+
+
+class Code(IntEnum):
+    """The status codes of gRPC that we use."""
+
+    OK = 0
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+
 
 HTTP: Mapping[type[SeatrialError], int] = {
     errors.BadRequest: 400,
@@ -18,15 +32,15 @@ HTTP: Mapping[type[SeatrialError], int] = {
     SeatrialError: 500,
 }
 
-GRPC: Mapping[type[SeatrialError], grpc.StatusCode] = {
-    errors.BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
-    errors.UnknownModel: grpc.StatusCode.NOT_FOUND,
-    errors.TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.UnsupportedEncoding: grpc.StatusCode.UNIMPLEMENTED,
-    errors.Refused: grpc.StatusCode.UNAVAILABLE,
-    errors.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
-    SeatrialError: grpc.StatusCode.INTERNAL,
+GRPC: Mapping[type[SeatrialError], Code] = {
+    errors.BadRequest: Code.INVALID_ARGUMENT,
+    errors.Forbidden: Code.PERMISSION_DENIED,
+    errors.UnknownModel: Code.NOT_FOUND,
+    errors.TooLarge: Code.RESOURCE_EXHAUSTED,
+    errors.UnsupportedEncoding: Code.UNIMPLEMENTED,
+    errors.Refused: Code.UNAVAILABLE,
+    errors.DeadlinePassed: Code.DEADLINE_EXCEEDED,
+    SeatrialError: Code.INTERNAL,
 }
 
 
@@ -34,5 +48,5 @@ def http_status(error: SeatrialError) -> int:
     return next(HTTP[kind] for kind in type(error).__mro__ if kind in HTTP)
 
 
-def grpc_status(error: SeatrialError) -> grpc.StatusCode:
+def grpc_code(error: SeatrialError) -> Code:
     return next(GRPC[kind] for kind in type(error).__mro__ if kind in GRPC)

@@ -1,0 +1,357 @@
+"""gRPC calls: messages in frames of their own on an HTTP/2 stream, and a status at the end.
+
+Knows nothing of the services behind it: a `Unary` method gets the call and its one message and answers at once or later;
+a `Streaming` one is a coroutine that reads and sends. Source: gRPC over HTTP2 (PROTOCOL-HTTP2), compression included.
+"""
+
+import asyncio
+import logging
+import struct
+import zlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import quote
+
+from seatrial.errors import MalformedRequest, SeatrialError, TooLarge, UnsupportedEncoding
+from seatrial_serving.doors.http2 import WINDOW, Headers, MalformedHead, Stream
+from seatrial_serving.doors.status import Code, grpc_code
+
+PREFIX = struct.Struct(">BL")
+ENCODINGS = {b"identity": 0, b"gzip": zlib.MAX_WBITS | 16, b"deflate": zlib.MAX_WBITS}
+"""Message encodings that we speak, and what zlib calls them."""
+HEADER_OVERHEAD = 32
+"""What RFC 9113 (6.5.2) adds to each header when it measures a list of them."""
+WORTH_COMPRESSING = 1024
+MOST_WORDS = 1000
+"""Characters of a status message: however they are escaped, they fit into one frame with the other trailers."""
+PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+"""What a status message need not escape."""
+SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
+log = logging.getLogger(__name__)
+
+
+def literal(name: bytes, value: bytes) -> bytes:
+    """A header as HPACK writes one that no table needs to remember (RFC 7541, 6.2.2)."""
+    return b"\0" + _string(name) + _string(value)
+
+
+def _string(text: bytes) -> bytes:
+    size = len(text)
+    if size < 127:
+        return bytes((size,)) + text
+    size -= 127
+    encoded = bytearray((127,))
+    while size >= 128:
+        encoded.append(size & 127 | 128)
+        size >>= 7
+    return bytes((*encoded, size)) + text
+
+
+BEGINNING = b"\x88" + literal(b"content-type", b"application/grpc")  # 0x88 is `:status: 200`
+ACCEPTED = literal(b"grpc-accept-encoding", b",".join(ENCODINGS))
+FINE = literal(b"grpc-status", b"0")
+NO_GRPC = literal(b":status", b"415") + literal(b"content-length", b"0")
+TOO_MANY_HEADERS = (
+    BEGINNING
+    + literal(b"grpc-status", b"%d" % Code.RESOURCE_EXHAUSTED)
+    + literal(b"grpc-message", b"the metadata is larger than serving.limits.header_bytes")
+)
+
+
+class Head(NamedTuple):
+    """What the headers of a call say."""
+
+    path: str
+    timeout_s: float | None
+    encoding: bytes
+    takes: frozenset[bytes]
+    """Encodings that the client reads."""
+    refusal: bytes
+    """The header block to answer with, if the headers alone rule the call out."""
+
+
+class Unary(NamedTuple):
+    answer: "Callable[[UnaryCall, bytes], None]"
+
+
+class Streaming(NamedTuple):
+    talk: "Callable[[Conversation], Coroutine[Any, Any, None]]"
+
+
+Methods: TypeAlias = Mapping[str, Unary | Streaming]
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """The service of an HTTP/2 connection that answers gRPC calls; `methods` by path, `/package.Service/Method`."""
+
+    methods: Methods
+    max_message: int
+    max_headers: int
+
+    def read_head(self, headers: Headers) -> Head:
+        given = dict(headers)
+        if b":path" not in given or given.get(b":method") != b"POST":
+            raise MalformedHead("gRPC requests are POST, with a path")
+        timeout = given.get(b"grpc-timeout")
+        return Head(
+            path=given[b":path"].decode("latin-1"),
+            timeout_s=None if timeout is None else _seconds(timeout),
+            encoding=given.get(b"grpc-encoding", b"identity"),
+            takes=frozenset(given.get(b"grpc-accept-encoding", b"").replace(b" ", b"").split(b",")),
+            refusal=self._refusal(headers, given.get(b"content-type", b"")),
+        )
+
+    def _refusal(self, headers: Headers, content_type: bytes) -> bytes:
+        if not content_type.startswith(b"application/grpc"):
+            return NO_GRPC
+        size = sum(len(name) + len(value) + HEADER_OVERHEAD for name, value in headers)
+        return TOO_MANY_HEADERS if size > self.max_headers else b""
+
+    def accept(self, stream: Stream[Head], head: Head) -> "UnaryCall | Conversation":
+        if head.refusal:
+            stream.send(trailers=head.refusal)
+            return UnaryCall(stream, head, self.max_message, _unknown)
+        match self.methods.get(head.path):
+            case Unary(answer):
+                return UnaryCall(stream, head, self.max_message, answer)
+            case Streaming(talk):
+                return Conversation(stream, head, self.max_message, talk)
+            case None:
+                return UnaryCall(stream, head, self.max_message, _unknown)
+
+
+def _unknown(call: "UnaryCall", _: bytes) -> None:
+    call.end(Code.UNIMPLEMENTED, f"there is no method {call.head.path}")
+
+
+def _seconds(timeout: bytes) -> float:
+    number, unit = timeout[:-1], timeout[-1:]
+    if not number.isdigit() or len(number) > 8 or unit not in SECONDS:
+        raise MalformedHead(f"grpc-timeout is {timeout!r}")
+    return int(number) * SECONDS[unit]
+
+
+class Call:
+    """One call, and the way back to its client. What is sent to a client that has gone is dropped."""
+
+    __slots__ = ("_begun", "_max_message", "_stream", "head")
+
+    def __init__(self, stream: Stream[Head], head: Head, max_message: int) -> None:
+        self.head = head
+        self._stream, self._max_message = stream, max_message
+        self._begun = False
+
+    @property
+    def open(self) -> bool:
+        return self._stream.sending
+
+    def send(self, message: bytes) -> None:
+        """One message of several."""
+        self._stream.send(headers=self._beginning(), data=self._framed(message))
+
+    def answer(self, message: bytes) -> None:
+        """The only message, or the last; and all is well."""
+        self._stream.send(headers=self._beginning(), data=self._framed(message), trailers=FINE)
+
+    def end(self, code: Code = Code.OK, words: str = "") -> None:
+        trailers = literal(b"grpc-status", b"%d" % code)
+        if words:
+            trailers += literal(b"grpc-message", quote(words[:MOST_WORDS], safe=PLAIN).encode())
+        self._stream.send(trailers=trailers if self._begun else self._beginning() + trailers)
+
+    def fail(self, error: Exception) -> None:
+        """End with the status of `error`; one that is not ours is a bug, and its words stay here."""
+        if isinstance(error, SeatrialError):
+            self.end(grpc_code(error), str(error))
+        else:
+            log.error("%s could not be answered; this is a bug", self.head.path, exc_info=error)
+            self.end(Code.INTERNAL, "internal error")
+
+    def _beginning(self) -> bytes:
+        if self._begun:
+            return b""
+        self._begun = True
+        if self.head.encoding == b"identity":
+            return BEGINNING
+        return BEGINNING + ACCEPTED + (literal(b"grpc-encoding", self.head.encoding) if self._compresses else b"")
+
+    @property
+    def _compresses(self) -> bool:
+        """Answers are compressed as the request was, if its client reads that."""
+        return self.head.encoding in ENCODINGS and self.head.encoding in self.head.takes
+
+    def _framed(self, message: bytes) -> bytes:
+        if self.head.encoding != b"identity" and len(message) >= WORTH_COMPRESSING and self._compresses:
+            packer = zlib.compressobj(level=1, wbits=ENCODINGS[self.head.encoding])
+            packed = packer.compress(message) + packer.flush()
+            return PREFIX.pack(1, len(packed)) + packed
+        return PREFIX.pack(0, len(message)) + message
+
+    def _length(self, data: bytes | bytearray) -> int:
+        """How long the message is, with its prefix, that `data` begins with. Raises `TooLarge`."""
+        _, length = PREFIX.unpack_from(data)
+        if length > self._max_message:
+            raise TooLarge(f"a message of {length} bytes; {self._max_message} is the most (serving.limits.body_bytes)")
+        return PREFIX.size + int(length)
+
+    def _unframed(self, data: bytes) -> bytes:
+        """The message in `data`, prefix and all. Raises `MalformedRequest`, `TooLarge` or `UnsupportedEncoding`."""
+        message = data[PREFIX.size :]
+        if not data[0]:
+            return message
+        encoding = self.head.encoding
+        if encoding not in ENCODINGS:
+            raise UnsupportedEncoding(
+                f"the message is encoded as {encoding.decode('latin-1')!r}; send {b', '.join(ENCODINGS).decode()}"
+            )
+        if data[0] > 1 or encoding == b"identity":
+            raise MalformedRequest("the message is marked as compressed, but no grpc-encoding says how")
+        unpacker = zlib.decompressobj(wbits=ENCODINGS[encoding])
+        try:
+            unpacked = unpacker.decompress(message, self._max_message + 1)
+        except zlib.error as error:
+            raise MalformedRequest(f"the message is not {encoding.decode()}: {error}") from error
+        if len(unpacked) > self._max_message:
+            raise TooLarge(f"the message unpacks to more than {self._max_message} bytes (serving.limits.body_bytes)")
+        if not unpacker.eof:
+            raise MalformedRequest(f"the message is {encoding.decode()} that ends too soon")
+        return unpacked
+
+
+class UnaryCall(Call):
+    __slots__ = ("_answer", "_body", "_whole", "leave")
+
+    def __init__(
+        self, stream: Stream[Head], head: Head, max_message: int, answer: "Callable[[UnaryCall, bytes], None]"
+    ) -> None:
+        super().__init__(stream, head, max_message)
+        self._answer = answer
+        self._body = bytearray()
+        self._whole = 0
+        self.leave: Callable[[], None] | None = None
+        """Called when the client goes before it was answered."""
+
+    def received(self, data: bytes, *, last: bool) -> None:
+        try:
+            if self._body or not last:
+                self._body += data
+                if not self._whole and len(self._body) >= PREFIX.size:
+                    self._whole = self._length(self._body)
+                    if self._whole > WINDOW:
+                        self._stream.expect(self._whole - WINDOW)
+                if not last:
+                    return
+                data = bytes(self._body)
+            if len(data) < PREFIX.size or len(data) != self._length(data):
+                raise MalformedRequest("the call does not carry exactly one whole message")
+            message = self._unframed(data)
+        except SeatrialError as error:
+            self.fail(error)
+        else:
+            self._answer(self, message)
+
+    def stop(self) -> None:
+        """Its answer is waited for."""
+
+    def left(self) -> None:
+        if self.leave is not None:
+            self.leave()
+
+    def too_slow(self) -> None:
+        self.end(Code.DEADLINE_EXCEEDED, "the request took too long to arrive (serving.limits.receive_s)")
+
+
+class Conversation(Call):
+    """A call with any number of messages each way. Iterate over what the client sends; it ends when the client does.
+
+    Raises `MalformedRequest`, `TooLarge` or `UnsupportedEncoding` from the iteration.
+    """
+
+    __slots__ = ("_body", "_heard", "_messages", "_more", "_task", "_trouble", "_whole", "stopping")
+
+    def __init__(
+        self,
+        stream: Stream[Head],
+        head: Head,
+        max_message: int,
+        talk: "Callable[[Conversation], Coroutine[Any, Any, None]]",
+    ) -> None:
+        super().__init__(stream, head, max_message)
+        self._body = bytearray()
+        self._whole = 0
+        self._messages: deque[bytes] = deque()
+        self._more = True
+        self._trouble: SeatrialError | None = None
+        self._heard = asyncio.Event()
+        self.stopping = False
+        """Whether the server stops: answer what was asked, and return."""
+        self._task = asyncio.get_running_loop().create_task(self._hold(talk))
+
+    def received(self, data: bytes, *, last: bool) -> None:
+        self._body += data
+        try:
+            self._cut()
+            if last and self._body:
+                raise MalformedRequest("the call ends in the middle of a message")
+        except SeatrialError as error:
+            self._trouble = error
+        self._more = not last and self._trouble is None
+        self._heard.set()
+
+    def _cut(self) -> None:
+        """Cut whole messages off what has come."""
+        while len(self._body) >= PREFIX.size:
+            if not self._whole:
+                self._whole = self._length(self._body)
+                if self._whole > WINDOW:
+                    self._stream.expect(self._whole - WINDOW)
+            if len(self._body) < self._whole:
+                return
+            self._messages.append(bytes(self._body[: self._whole]))
+            del self._body[: self._whole]
+            self._whole = 0
+
+    async def messages(self) -> AsyncIterator[bytes]:
+        while True:
+            while self._messages:
+                framed = self._messages.popleft()
+                self._use_up(len(framed))
+                yield self._unframed(framed)
+            if self._trouble is not None:
+                raise self._trouble
+            if not self._more or self.stopping:
+                return
+            self._heard.clear()
+            await self._heard.wait()
+
+    def _use_up(self, size: int) -> None:
+        if size > WINDOW:
+            self._stream.connection.release(self._stream)
+        if self._more and self.open:
+            self._stream.allow(min(size, WINDOW))
+
+    async def drained(self) -> None:
+        """Return once the client has room for what it was sent."""
+        await self._stream.writable()
+
+    async def _hold(self, talk: "Callable[[Conversation], Coroutine[Any, Any, None]]") -> None:
+        try:
+            await talk(self)
+        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
+            self.fail(error)
+        else:
+            self.end(*((Code.UNAVAILABLE, "the server is stopping") if self.stopping else ()))
+
+    def stop(self) -> None:
+        self.stopping = True
+        self._heard.set()
+
+    def left(self) -> None:
+        self._task.cancel()
+
+    def too_slow(self) -> None:
+        """A conversation may have its pauses."""

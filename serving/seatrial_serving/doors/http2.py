@@ -1,0 +1,613 @@
+"""HTTP/2, the server's side: frames, header blocks, flow control, and bounds on what a client can make us do.
+
+Knows nothing of gRPC. What the headers of a request mean is decided by `Service.read_head`, what becomes of its body by
+the `Request` that `Service.accept` makes for its stream. Sources: RFC 9113 (HTTP/2), RFC 7541 (HPACK).
+
+A client sends the same header block over and over. As long as decoding changes nothing in the compression state, the
+same bytes mean the same, and are read once.
+"""
+
+import asyncio
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Generic, Protocol, TypeVar
+
+from hpack import Decoder, HPACKError, OversizedHeaderListError
+
+from seatrial.settings import Limits
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+FRAME = struct.Struct(">BHBBL")
+SETTING = struct.Struct(">HL")
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+END_STREAM = ACK = 0x1
+END_HEADERS, PADDED, PRIORITISED = 0x4, 0x8, 0x20
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 3, 4, 5, 6
+LARGEST_WINDOW = 2**31 - 1
+
+MOST_STREAMS = 1024
+WINDOW = 65_535
+"""Bytes of a body that a client may send before it is told to go on; with `MOST_STREAMS` this bounds what is buffered."""
+LARGEST_FRAME = 65_536
+MOST_HEADS, LONGEST_HEAD = 64, 4096
+"""Bounds of what is remembered."""
+LINGER_S = 1.0
+"""How long a client is given to close a connection that we have ended."""
+PATIENCE = 4
+"""A header block of so many times the limit ends the connection; a smaller one is the service's to refuse."""
+MOST_IDLE_FRAMES = MOST_STREAMS
+"""Frames between two sweeps that carry no request forward (pings, resets, empty data): more of them is an attack."""
+
+
+class Fault(IntEnum):
+    """RFC 9113, section 7."""
+
+    NO_ERROR = 0
+    PROTOCOL_ERROR = 1
+    FLOW_CONTROL_ERROR = 3
+    STREAM_CLOSED = 5
+    FRAME_SIZE_ERROR = 6
+    REFUSED_STREAM = 7
+    CANCEL = 8
+    COMPRESSION_ERROR = 9
+    ENHANCE_YOUR_CALM = 11
+
+
+class ConnectionFault(Exception):
+    """The client broke the protocol in a way that ends its connection."""
+
+    def __init__(self, code: Fault, words: str) -> None:
+        super().__init__(words)
+        self.code = code
+
+
+class MalformedHead(Exception):
+    """The headers are no request: its stream is reset."""
+
+
+Headers = Sequence[tuple[bytes, bytes]]
+H = TypeVar("H")
+
+
+class Request(Protocol):
+    """What becomes of a stream. All is called on the event loop; `left` comes last, if it comes."""
+
+    def received(self, data: bytes, *, last: bool) -> None: ...
+
+    def stop(self) -> None:
+        """The server stops: what was asked is answered, and nothing more is taken."""
+
+    def left(self) -> None:
+        """The client reset the stream or went away before its answer was complete."""
+
+    def too_slow(self) -> None:
+        """The client has taken longer than `limits.receive_s` over its request."""
+
+
+class Service(Protocol[H]):
+    def read_head(self, headers: Headers) -> H:
+        """Raises `MalformedHead`."""
+
+    def accept(self, stream: "Stream[H]", head: H) -> Request: ...
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    size = len(payload)
+    return FRAME.pack(size >> 16, size & 0xFFFF, kind, flags, stream) + payload
+
+
+class Stream(Generic[H]):
+    """One request and its answer, on a connection."""
+
+    __slots__ = (
+        *("connection", "id", "request", "began", "receiving", "sending"),
+        *("credit", "promised", "window", "_unsent", "_trailers", "_writable"),
+    )
+
+    def __init__(self, connection: "Connection[H]", number: int, *, window: int, began: float) -> None:
+        self.connection, self.id = connection, number
+        self.request: Request
+        self.began = began
+        self.receiving = self.sending = True
+        self.credit = WINDOW
+        """Bytes that the client may still send."""
+        self.promised = 0
+        """Bytes beyond `WINDOW` that it was allowed to send."""
+        self.window = window
+        """Bytes that we may send; negative where the client has made its window smaller meanwhile."""
+        self._unsent: deque[memoryview] = deque()
+        self._trailers: bytes | None = None
+        self._writable: asyncio.Future[None] | None = None
+
+    def send(self, *, headers: bytes = b"", data: bytes = b"", trailers: bytes | None = None) -> None:
+        """Send header block, data and closing header block, each if given; what flow control holds back goes later, in order.
+
+        Nothing is sent on a stream that has ended.
+        """
+        if not self.sending:
+            return
+        connection = self.connection
+        parts = [frame(HEADERS, END_HEADERS, self.id, headers)] if headers else []
+        size = len(data)
+        if self._unsent or size > min(self.window, connection.window, connection.largest_frame):
+            connection.write(b"".join(parts))
+            if data:
+                self._unsent.append(memoryview(data))
+            self._trailers = trailers
+            self.pump()
+            return
+        if data:
+            parts.append(frame(DATA, 0, self.id, data))
+            self.window -= size
+            connection.window -= size
+        if trailers is not None:
+            parts.append(frame(HEADERS, END_HEADERS | END_STREAM, self.id, trailers))
+        connection.write(b"".join(parts))
+        if trailers is not None:
+            self._sent()
+
+    def pump(self) -> None:
+        """Send what waits, as far as flow control allows now."""
+        connection = self.connection
+        while self._unsent and (room := min(self.window, connection.window, connection.largest_frame)) > 0:
+            head, tail = self._unsent[0][:room], self._unsent[0][room:]
+            connection.write(frame(DATA, 0, self.id, bytes(head)))
+            self.window -= len(head)
+            connection.window -= len(head)
+            if tail:
+                self._unsent[0] = tail
+            else:
+                self._unsent.popleft()
+        if self._unsent:
+            connection.blocked[self.id] = self
+            return
+        connection.blocked.pop(self.id, None)
+        self._wake()
+        if self._trailers is not None:
+            connection.write(frame(HEADERS, END_HEADERS | END_STREAM, self.id, self._trailers))
+            self._sent()
+
+    async def writable(self) -> None:
+        """Return once nothing is held back, or the stream has ended."""
+        if self._unsent and self.sending:
+            self._writable = asyncio.get_running_loop().create_future()
+            await self._writable
+
+    def allow(self, size: int) -> None:
+        """Let the client send `size` bytes more: so many have been used up."""
+        self.credit += size
+        self.connection.allow(self.id, size)
+
+    def expect(self, size: int) -> None:
+        """Let the client send `size` bytes beyond `WINDOW`; large bodies wait for each other."""
+        self.connection.promise(self, size)
+
+    def reset(self, code: Fault) -> None:
+        """End the stream both ways, at once."""
+        if self.sending:
+            self.connection.write(frame(RST_STREAM, 0, self.id, code.to_bytes(4, "big")))
+            self.end()
+
+    def end(self) -> None:
+        self.receiving = self.sending = False
+        self._unsent.clear()
+        self._wake()
+        self.connection.forget(self)
+
+    def _sent(self) -> None:
+        if self.receiving:  # the rest of the request is of no interest
+            self.reset(Fault.NO_ERROR)
+        else:
+            self.end()
+
+    def _wake(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+
+class Connection(asyncio.Protocol, Generic[H]):
+    """One client's connection. `lost` is called when it is gone."""
+
+    def __init__(self, service: Service[H], limits: Limits, lost: "Callable[[Connection[H]], None]") -> None:
+        self._service, self._limits, self._lost = service, limits, lost
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._left_over = b""
+        self._greeted = self._going = self._closed = False
+        self._since = self._loop.time()
+        """When the connection last had nothing to do, or the frame began that is still incomplete."""
+        self._decoder = Decoder(max_header_list_size=PATIENCE * limits.header_bytes)
+        self._heads: dict[bytes, H] = {}
+        self._block: tuple[int, int, bytearray] | None = None
+        """A header block that goes on in the next frame: its stream, flags and bytes so far."""
+        self._streams: dict[int, Stream[H]] = {}
+        self._last = 0
+        self._credit = self._credits = limits.body_bytes + WINDOW
+        self._promised = 0
+        self._to_promise: deque[tuple[Stream[H], int]] = deque()
+        self._idle_frames = 0
+        self._stream_window = WINDOW
+        self.window = WINDOW
+        """Bytes that we may send on all streams together."""
+        self.largest_frame = 16_384
+        """The largest frame that the client takes."""
+        self.blocked: dict[int, Stream[H]] = {}
+        self._take = {
+            DATA: self._data,
+            HEADERS: self._headers,
+            PRIORITY: self._ignored,
+            RST_STREAM: self._rst_stream,
+            SETTINGS: self._settings,
+            PUSH_PROMISE: self._push_promise,
+            PING: self._ping,
+            GOAWAY: self._ignored,
+            WINDOW_UPDATE: self._window_update,
+            CONTINUATION: self._continuation,
+        }
+
+    # What the event loop calls
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # that of a TCP server
+        self._transport = transport
+        settings = {
+            MAX_CONCURRENT_STREAMS: MOST_STREAMS,
+            INITIAL_WINDOW_SIZE: WINDOW,
+            MAX_FRAME_SIZE: LARGEST_FRAME,
+            MAX_HEADER_LIST_SIZE: self._limits.header_bytes,
+        }
+        self.write(frame(SETTINGS, 0, 0, b"".join(SETTING.pack(*setting) for setting in settings.items())))
+        self.allow(0, self._credits - WINDOW)
+
+    def data_received(self, data: bytes) -> None:
+        if self._closed:
+            return
+        if self._left_over:
+            data = self._left_over + data
+        try:
+            self._left_over = self._frames(data) if self._greeted else self._greeting(data)
+        except ConnectionFault as fault:
+            self._close(fault.code, str(fault))
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the loop's signature
+        self._closed = True
+        self._leave_streams()
+        self._lost(self)
+
+    def _leave_streams(self) -> None:
+        for stream in list(self._streams.values()):
+            stream.end()
+            stream.request.left()
+
+    def pause_writing(self) -> None:
+        """The client does not read: it is given nothing more to do until it does."""
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._transport.resume_reading()
+
+    def eof_received(self) -> bool:
+        """The client will say no more: it may still read what it asked for. gRPC's clients never do that."""
+        return False
+
+    # What the server calls
+
+    def sweep(self, now: float) -> None:
+        """End what takes its client too long: a request, a frame, or doing nothing at all."""
+        self._idle_frames = 0
+        if self._closed:
+            if now - self._since > LINGER_S:
+                self.abort()
+            return
+        for stream in list(self._streams.values()):
+            if stream.receiving and now - stream.began > self._limits.receive_s:
+                stream.request.too_slow()
+        unfinished = self._left_over or not self._greeted or self._block
+        if unfinished and now - self._since > self._limits.receive_s:
+            self._close(Fault.NO_ERROR, "a frame took too long")
+        elif not self._streams and now - self._since > self._limits.idle_s:
+            self._close(Fault.NO_ERROR, "idle")
+
+    def go_away(self) -> None:
+        """Take no new stream; close when those that are open have ended."""
+        if not self._going and not self._closed:
+            self._going = True
+            self.write(frame(GOAWAY, 0, 0, struct.pack(">LL", self._last, Fault.NO_ERROR)))
+            for stream in list(self._streams.values()):
+                stream.request.stop()
+            self._close_if_done()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    # What streams call
+
+    def write(self, data: bytes) -> None:
+        if data and not self._closed:
+            self._transport.write(data)
+
+    def promise(self, stream: Stream[H], size: int) -> None:
+        self._to_promise.append((stream, size))
+        self._keep_promises()
+
+    def forget(self, stream: Stream[H]) -> None:
+        if self._streams.pop(stream.id, None) is None:
+            return
+        self.blocked.pop(stream.id, None)
+        if not self._streams:
+            self._since = self._loop.time()
+        self.release(stream)
+        self._close_if_done()
+
+    def release(self, stream: Stream[H]) -> None:
+        """What was promised to `stream` has come, and been used up."""
+        self._promised -= stream.promised
+        stream.promised = 0
+        self._keep_promises()
+
+    def _keep_promises(self) -> None:
+        """Allow large bodies, the first to ask first, as long as all of them together are no larger than one may be."""
+        while self._to_promise:
+            stream, size = self._to_promise[0]
+            if stream.receiving:
+                if self._promised and self._promised + size > self._limits.body_bytes:
+                    return
+                self._promised += size
+                stream.promised += size
+                stream.allow(size)
+            self._to_promise.popleft()
+
+    def allow(self, stream: int, size: int) -> None:
+        self.write(frame(WINDOW_UPDATE, 0, stream, size.to_bytes(4, "big")))
+
+    # Frames
+
+    def _greeting(self, data: bytes) -> bytes:
+        if not PREFACE.startswith(data[: len(PREFACE)]):
+            raise ConnectionFault(Fault.PROTOCOL_ERROR, "this port speaks gRPC, over HTTP/2 without TLS")
+        if len(data) < len(PREFACE):
+            return data
+        self._greeted = True
+        return self._frames(data[len(PREFACE) :])
+
+    def _frames(self, data: bytes) -> bytes:
+        """Take every whole frame; what is left is the beginning of the next."""
+        at, size = 0, len(data)
+        while at + FRAME.size <= size:
+            high, low, kind, flags, stream = FRAME.unpack_from(data, at)
+            length = high << 16 | low
+            if length > LARGEST_FRAME:
+                raise ConnectionFault(Fault.FRAME_SIZE_ERROR, f"a frame of {length} bytes; {LARGEST_FRAME} is the most")
+            start = at + FRAME.size
+            if start + length > size:
+                break
+            at = start + length
+            self._frame(kind, flags, stream & LARGEST_WINDOW, data[start:at])
+        if at < size and (at or not self._left_over):
+            self._since = self._loop.time()
+        return data[at:]
+
+    def _frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if self._block is not None and (kind != CONTINUATION or stream != self._block[0]):
+            raise ConnectionFault(Fault.PROTOCOL_ERROR, "a header block was interrupted")
+        self._take.get(kind, self._ignored)(flags, stream, payload)
+
+    def _idle(self) -> None:
+        self._idle_frames += 1
+        if self._idle_frames > MOST_IDLE_FRAMES:
+            raise ConnectionFault(Fault.ENHANCE_YOUR_CALM, "too many frames that carry no request forward")
+
+    def _ignored(self, flags: int, stream: int, payload: bytes) -> None:  # noqa: ARG002 - one signature for all frames
+        self._idle()
+
+    def _push_promise(self, flags: int, stream: int, payload: bytes) -> None:  # noqa: ARG002
+        raise ConnectionFault(Fault.PROTOCOL_ERROR, "a client cannot push")
+
+    def _data(self, flags: int, number: int, payload: bytes) -> None:
+        size = len(payload)
+        self._credit -= size
+        if self._credit < 0:
+            raise ConnectionFault(Fault.FLOW_CONTROL_ERROR, "more data than the connection's window allows")
+        if self._credit < self._credits // 2:
+            self.allow(0, self._credits - self._credit)
+            self._credit = self._credits
+        stream = self._streams.get(number)
+        if stream is None or not stream.receiving:
+            self._on_closed(number, stream)
+            return
+        stream.credit -= size
+        if stream.credit < 0:
+            self._break(stream, Fault.FLOW_CONTROL_ERROR)
+            return
+        if flags & PADDED:
+            payload = _unpadded(payload)
+        last = bool(flags & END_STREAM)
+        if not payload and not last:
+            self._idle()
+        if last:
+            stream.receiving = False
+        stream.request.received(payload, last=last)
+
+    def _headers(self, flags: int, number: int, payload: bytes) -> None:
+        if flags & PADDED:
+            payload = _unpadded(payload)
+        if flags & PRIORITISED:
+            payload = payload[5:]
+        if flags & END_HEADERS:
+            self._whole_block(number, flags, payload)
+        else:
+            self._block = number, flags, bytearray(payload)
+            self._since = self._loop.time()
+
+    def _continuation(self, flags: int, number: int, payload: bytes) -> None:
+        if self._block is None:
+            raise ConnectionFault(Fault.PROTOCOL_ERROR, "the continuation of no header block")
+        self._idle()
+        _, first_flags, block = self._block
+        block += payload
+        if len(block) > PATIENCE * self._limits.header_bytes:
+            raise ConnectionFault(Fault.ENHANCE_YOUR_CALM, f"a header block of more than {len(block)} bytes")
+        if flags & END_HEADERS:
+            self._block = None
+            self._whole_block(number, first_flags, bytes(block))
+
+    def _whole_block(self, number: int, flags: int, block: bytes) -> None:
+        if number % 2 == 0:
+            raise ConnectionFault(Fault.PROTOCOL_ERROR, f"a client cannot open stream {number}")
+        if number > self._last:
+            self._open_stream(number, block, last=bool(flags & END_STREAM))
+            return
+        self._decode(block)  # trailers mean nothing to us, but the state of the compression must keep step
+        stream = self._streams.get(number)
+        if stream is None or not stream.receiving:
+            self._on_closed(number, stream)
+        elif not flags & END_STREAM:
+            self._break(stream, Fault.PROTOCOL_ERROR)
+        else:
+            stream.receiving = False
+            stream.request.received(b"", last=True)
+
+    def _open_stream(self, number: int, block: bytes, *, last: bool) -> None:
+        self._last = number
+        stream = Stream(self, number, window=self._stream_window, began=self._loop.time())
+        try:
+            head = self._heads.get(block) or self._read_head(block)
+        except MalformedHead:
+            self._idle()
+            stream.reset(Fault.PROTOCOL_ERROR)
+            return
+        if self._going or len(self._streams) >= MOST_STREAMS:
+            self._idle()
+            stream.reset(Fault.REFUSED_STREAM)
+            return
+        self._streams[number] = stream
+        stream.receiving = not last
+        stream.request = self._service.accept(stream, head)
+        if last:
+            stream.request.received(b"", last=True)
+
+    def _read_head(self, block: bytes) -> H:
+        entries = self._decoder.header_table.dynamic_entries
+        before = len(entries), entries[0] if entries else None
+        headers = self._decode(block)
+        unchanged = len(entries) == before[0] and (not entries or entries[0] is before[1])
+        if not unchanged:
+            self._heads.clear()
+        head = self._service.read_head(headers)
+        if unchanged and len(block) <= LONGEST_HEAD:
+            if len(self._heads) >= MOST_HEADS:
+                del self._heads[next(iter(self._heads))]
+            self._heads[block] = head
+        return head
+
+    def _decode(self, block: bytes) -> Headers:
+        try:
+            return self._decoder.decode(block, raw=True)  # type: ignore[return-value] # raw: bytes, not str
+        except OversizedHeaderListError as error:
+            raise ConnectionFault(Fault.ENHANCE_YOUR_CALM, str(error)) from error
+        except HPACKError as error:
+            raise ConnectionFault(Fault.COMPRESSION_ERROR, f"the header block cannot be read: {error}") from error
+
+    def _rst_stream(self, flags: int, number: int, payload: bytes) -> None:  # noqa: ARG002
+        if len(payload) != 4:
+            raise ConnectionFault(Fault.FRAME_SIZE_ERROR, "RST_STREAM has 4 bytes")
+        self._idle()
+        stream = self._streams.get(number)
+        if stream is not None:
+            stream.end()
+            stream.request.left()
+        elif number > self._last or not number:
+            raise ConnectionFault(Fault.PROTOCOL_ERROR, "a stream was reset that was never opened")
+
+    def _settings(self, flags: int, number: int, payload: bytes) -> None:
+        if number:
+            raise ConnectionFault(Fault.PROTOCOL_ERROR, "settings belong to the connection, not to a stream")
+        if len(payload) % SETTING.size or (flags & ACK and payload):
+            raise ConnectionFault(Fault.FRAME_SIZE_ERROR, f"settings of {len(payload)} bytes")
+        self._idle()
+        if flags & ACK:
+            return
+        for name, value in SETTING.iter_unpack(payload):
+            if name == INITIAL_WINDOW_SIZE:
+                self._resize_windows(value)
+            elif name == MAX_FRAME_SIZE:
+                if not 16_384 <= value < 2**24:
+                    raise ConnectionFault(Fault.PROTOCOL_ERROR, f"a largest frame of {value} bytes")
+                self.largest_frame = value
+        self.write(frame(SETTINGS, ACK, 0))
+
+    def _resize_windows(self, size: int) -> None:
+        if size > LARGEST_WINDOW:
+            raise ConnectionFault(Fault.FLOW_CONTROL_ERROR, f"a window of {size} bytes")
+        change, self._stream_window = size - self._stream_window, size
+        for stream in list(self._streams.values()):
+            stream.window += change
+            if stream.window > LARGEST_WINDOW:
+                raise ConnectionFault(Fault.FLOW_CONTROL_ERROR, "a window over its limit")
+        self._pump()
+
+    def _ping(self, flags: int, number: int, payload: bytes) -> None:
+        if len(payload) != 8:
+            raise ConnectionFault(Fault.FRAME_SIZE_ERROR, "PING has 8 bytes")
+        if number:
+            raise ConnectionFault(Fault.PROTOCOL_ERROR, "a ping belongs to the connection, not to a stream")
+        self._idle()
+        if not flags & ACK:
+            self.write(frame(PING, ACK, 0, payload))
+
+    def _window_update(self, flags: int, number: int, payload: bytes) -> None:  # noqa: ARG002
+        if len(payload) != 4:
+            raise ConnectionFault(Fault.FRAME_SIZE_ERROR, "WINDOW_UPDATE has 4 bytes")
+        size = int.from_bytes(payload, "big") & LARGEST_WINDOW
+        if not number:
+            self.window += size
+            if not size or self.window > LARGEST_WINDOW:
+                raise ConnectionFault(Fault.FLOW_CONTROL_ERROR, "the connection's window grew by nothing or too much")
+            self._pump()
+        elif (stream := self._streams.get(number)) is not None:
+            stream.window += size
+            if not size or stream.window > LARGEST_WINDOW:
+                self._break(stream, Fault.FLOW_CONTROL_ERROR)
+            elif number in self.blocked:
+                stream.pump()
+        elif number > self._last:
+            raise ConnectionFault(Fault.PROTOCOL_ERROR, "a window for a stream that was never opened")
+
+    def _pump(self) -> None:
+        for stream in list(self.blocked.values()):
+            stream.pump()
+
+    def _on_closed(self, number: int, stream: Stream[H] | None) -> None:
+        """A frame came for a stream that is not open: late, if we were the ones to end it."""
+        self._idle()
+        if not number or number > self._last:
+            raise ConnectionFault(Fault.PROTOCOL_ERROR, f"stream {number} was never opened")
+        if stream is not None:
+            self._break(stream, Fault.STREAM_CLOSED)
+
+    def _break(self, stream: Stream[H], code: Fault) -> None:
+        stream.reset(code)
+        stream.request.left()
+
+    def _close(self, code: Fault, words: str) -> None:
+        if not self._closed:
+            self.write(frame(GOAWAY, 0, 0, struct.pack(">LL", self._last, code) + words.encode()))
+            self._hang_up()
+
+    def _close_if_done(self) -> None:
+        if self._going and not self._streams and not self._closed:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Say no more, and let the client close: to close on it what it sent meanwhile would make it lose what we said."""
+        self._closed, self._since = True, self._loop.time()
+        self._leave_streams()
+        self._transport.resume_reading()
+        self._transport.write_eof()
+
+
+def _unpadded(payload: bytes) -> bytes:
+    if not payload or payload[0] >= len(payload):
+        raise ConnectionFault(Fault.PROTOCOL_ERROR, "more padding than there is frame")
+    return payload[1 : len(payload) - payload[0]]
