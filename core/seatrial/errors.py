@@ -9,6 +9,7 @@ SeatrialError
 │   ├── NonFinite            a number that the tensor cannot hold
 │   ├── TooLarge             a body, header or tensor over its limit
 │   ├── UnsupportedEncoding  a content type or encoding that the server does not speak
+│   ├── Forbidden            the server's settings do not allow it
 │   └── UnknownModel         no model, version or alias of that name is served
 ├── Refused              try again later
 │   ├── Overloaded           the queue is full
@@ -60,6 +61,10 @@ class TooLarge(BadRequest):
 
 
 class UnsupportedEncoding(BadRequest):
+    pass
+
+
+class Forbidden(BadRequest):
     pass
 
 

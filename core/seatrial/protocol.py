@@ -2,7 +2,8 @@
 
 Turns bytes into named arrays and back. Knows nothing of HTTP, models or signatures: whether the tensors fit a model is
 `Signature.check`. The same codec writes the golden requests of a bundle and answers REST clients.
-Sources: Open Inference Protocol, "Inference"; Triton's binary tensor data extension. Where they leave a choice:
+Sources: Open Inference Protocol, "Inference"; Triton's extensions for binary tensor data, parameters, schedule policy and
+classification. Where they leave a choice:
 numbers in JSON must be finite and fit the datatype; FP16 and BF16 travel as binary data only; a non-finite output is
 `null` in JSON; `data` may be nested or flat, in row-major order.
 """
@@ -24,6 +25,7 @@ MAX_RANK = 16
 MOST_HEADS, LONGEST_HEAD = 1024, 8192
 """Bounds of the memory of layouts."""
 Parameters = dict[str, str | int | float | bool]
+PRIORITY, TIMEOUT, CLASSIFICATION = "priority", "timeout", "classification"
 
 
 class Tensor(NamedTuple):
@@ -44,6 +46,11 @@ class RequestedOutput(msgspec.Struct, frozen=True):
         wanted = self.parameters.get("binary_data")
         return None if wanted is None else bool(wanted)
 
+    @property
+    def classes(self) -> int:
+        """How many of the best classes are wanted in place of the tensor; 0 for the tensor itself. Raises `WrongInput`."""
+        return _count(self.parameters, CLASSIFICATION)
+
 
 class InferRequest(NamedTuple):
     """What a client asks. `outputs` empty means all of them; the arrays are views of the received body."""
@@ -57,6 +64,23 @@ class InferRequest(NamedTuple):
     @property
     def binary_by_default(self) -> bool:
         return bool(self.parameters.get("binary_data_output", False))
+
+    @property
+    def priority(self) -> int:
+        """1 is the most urgent; 0 where the request does not say. Raises `WrongInput`."""
+        return _count(self.parameters, PRIORITY)
+
+    @property
+    def timeout_s(self) -> float:
+        """How long the caller will wait; infinite where the request does not say. Raises `WrongInput`."""
+        return _count(self.parameters, TIMEOUT) / 1e6 or math.inf
+
+
+def _count(parameters: Mapping[str, str | int | float | bool], name: str) -> int:
+    given = parameters.get(name, 0)
+    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
+        raise WrongInput(f"the parameter '{name}' is {given!r}, expected a whole number from 0 on")
+    return given
 
 
 class _TensorHead(msgspec.Struct):

@@ -7,9 +7,9 @@ A setting comes, in this order, from a command-line flag, the environment (`SEAT
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -36,10 +36,28 @@ class Batching(_Group):
     max_delay_ms: float = Field(default=0.0, ge=0)
     """How long the first request of a batch waits for company while an engine is idle. With 0, batches form from what
     queued while the engines were busy."""
+    preferred_sizes: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Sizes that an engine is fastest at. A batch is cut to the largest of them that those who wait can fill, and a delay
+    ends when the smallest is reached."""
+    queue_timeout_ms: float | None = Field(default=None, gt=0)
+    """How long a request may wait for an engine; after it the caller gets 504. Its deadline holds besides."""
+    priority_levels: int = Field(default=1, ge=1, le=100)
+    """How many levels a request's parameter `priority` can name, 1 the most urgent; whoever names none of them is in the
+    middle. A lower level waits as long as a higher one has requests."""
     max_queue: int = Field(default=1024, ge=1)
     """Most requests waiting for one model; one more is refused with 503 and Retry-After."""
     max_queue_bytes: int = Field(default=512 * 2**20, ge=1)
     """Most bytes of tensors waiting for one model."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Batching":
+        if any(size > self.max_size for size in self.preferred_sizes):
+            raise ValueError(f"preferred_sizes {list(self.preferred_sizes)} must not exceed max_size {self.max_size}")
+        return self
+
+    def level(self, priority: int) -> int:
+        """The level of a request with this `priority`. As in Triton, one that is not there means the default."""
+        return priority if 1 <= priority <= self.priority_levels else self.priority_levels // 2 + 1
 
 
 class Limits(_Group):
@@ -98,6 +116,8 @@ class Serving(_Group):
     """One JSON line for each request on standard output."""
     request_log_share: float = Field(default=1.0, gt=0, le=1)
     """How many of the requests that end well are logged, as a part; those that fail are logged all."""
+    repository_control: bool = False
+    """Whether callers may load and unload models through the model repository API. The index is always there."""
     batching: Batching = Batching()
     limits: Limits = Limits()
     engines: Engines = Engines()

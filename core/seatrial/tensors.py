@@ -4,7 +4,7 @@ Knows datatypes, shapes and axes that may vary. Knows nothing of bundles, wires 
 Source: Open Inference Protocol, "Tensor Data Types" and "Tensor Data".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -86,6 +86,19 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             expected not in (-1, got) for got, expected in zip(array.shape, self.shape, strict=True)
         ):
             raise WrongInput(f"input '{self.name}' has shape {list(array.shape)}, expected {list(self.shape)}")
+
+
+def check_text(given: Iterable[tuple[str, DataType, Array]]) -> None:
+    """Raise `WrongInput` unless every element of every BYTES tensor is UTF-8."""
+    for name, datatype, array in given:
+        if datatype is DataType.BYTES:
+            for position, item in enumerate(array.ravel()):
+                try:
+                    item.decode()
+                except UnicodeDecodeError as error:
+                    raise WrongInput(
+                        f"element {position} of input '{name}' is text and must be UTF-8: {error}"
+                    ) from error
 
 
 class DynamicAxis(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -5,6 +5,7 @@ a model version and variant, not to the processes that run it: they survive a ge
 """
 
 import platform
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,14 @@ class Histogram:
         return sum(self.counts)
 
 
+@dataclass(slots=True)
+class BatchesOfSize:
+    """Batches of one number of rows that engines ran."""
+
+    count: int = 0
+    compute_s: float = 0.0
+
+
 class ModelMetrics:
     """The counters of one model version and variant."""
 
@@ -60,14 +69,27 @@ class ModelMetrics:
         self.engine_deaths = 0
         self.retried = 0
         self.quarantined = 0
+        self.computed_requests = 0
         self.compute_shared_s = 0.0
         """Compute time as each request of a batch saw it, which is how Triton counts it."""
+        self.by_rows: dict[int, BatchesOfSize] = {}
+        self.failed_s = 0.0
+        """The part of `request_s` that went to requests that did not end well."""
+        self.last_computed = 0.0
+        """When an engine last ran a batch, in seconds since 1970; 0 for never."""
 
     def computed(self, compute_s: float, *, rows: int, requests: int) -> None:
         """Count one batch that an engine ran."""
         self.compute_s.observe(compute_s)
         self.batch_rows.observe(rows)
+        self.computed_requests += requests
         self.compute_shared_s += compute_s * requests
+        self.last_computed = time.time()
+        size = self.by_rows.get(rows)
+        if size is None:
+            size = self.by_rows[rows] = BatchesOfSize()
+        size.count += 1
+        size.compute_s += compute_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

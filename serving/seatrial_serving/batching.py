@@ -5,6 +5,8 @@ has no clock of its own. Everything happens on one event loop, so nothing is loc
 """
 
 import asyncio
+import math
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +31,10 @@ class Waiting(Generic[I, A]):
     deadline: float
     answer: asyncio.Future[A]
     graph: str = "main"
+    level: int = 1
+    """1 goes first."""
+    queue_deadline: float = math.inf
+    """Until when it may wait to be taken for the first time."""
     deaths: int = 0
     """Engines that died with this request in hand."""
     alone: bool = False
@@ -46,7 +52,10 @@ class Waiting(Generic[I, A]):
 
 @dataclass(slots=True, kw_only=True)
 class Queue(Generic[I, A]):
-    """First come, first served; bounded in requests and in bytes."""
+    """First come, first served within a level, lower levels first; bounded in requests and in bytes.
+
+    One line in the order in which it is taken: where all are of one level, a request joins at its end.
+    """
 
     max_requests: int
     max_bytes: int
@@ -61,8 +70,8 @@ class Queue(Generic[I, A]):
 
     @property
     def oldest(self) -> float | None:
-        """When the first in line arrived."""
-        return self._waiting[0].arrived if self._waiting else None
+        """When the one who has waited longest arrived."""
+        return min((waiting.arrived for waiting in self._waiting), default=None)
 
     @property
     def rows(self) -> int:
@@ -76,13 +85,19 @@ class Queue(Generic[I, A]):
             )
         if self._waiting and self._bytes + waiting.size_bytes > self.max_bytes:
             raise Overloaded(f"{self._bytes} bytes wait already; serving.batching.max_queue_bytes is {self.max_bytes}")
-        self._waiting.append(waiting)
+        line = self._waiting
+        if not line or line[-1].level <= waiting.level:
+            line.append(waiting)
+        else:
+            line.insert(bisect_right(line, waiting.level, key=_level), waiting)
         self._bytes += waiting.size_bytes
 
     def put_back(self, batch: Iterable[Waiting[I, A]]) -> None:
-        """Return requests that were taken, in their order, to the head of the line. They were admitted: no bound holds."""
+        """Return requests that were taken, in their order, to the head of their level. They were admitted: no bound holds,
+        and from now on only their deadline."""
         for waiting in reversed(list(batch)):
-            self._waiting.appendleft(waiting)
+            waiting.queue_deadline = math.inf
+            self._waiting.insert(bisect_left(self._waiting, waiting.level, key=_level), waiting)
             self._bytes += waiting.size_bytes
 
     def take(self, *, max_rows: int, now: float) -> list[Waiting[I, A]]:
@@ -108,7 +123,9 @@ class Queue(Generic[I, A]):
                 rows += waiting.rows
             else:
                 passed_over.append(waiting)
-        self.put_back(passed_over)
+        for waiting in reversed(passed_over):
+            self._waiting.appendleft(waiting)
+            self._bytes += waiting.size_bytes
         return batch
 
     def expire(self, now: float) -> None:
@@ -129,9 +146,12 @@ class Queue(Generic[I, A]):
 def _gone(waiting: Waiting[I, A], now: float) -> bool:
     if waiting.answer.done():
         return True
-    if now >= waiting.deadline:
-        waiting.fail(
-            DeadlinePassed(f"waited {now - waiting.arrived:.3f} s in the queue, longer than its deadline allows")
-        )
-        return True
-    return False
+    if now < waiting.deadline and now < waiting.queue_deadline:
+        return False
+    limit = "its deadline" if now >= waiting.deadline else "serving.batching.queue_timeout_ms"
+    waiting.fail(DeadlinePassed(f"waited {now - waiting.arrived:.3f} s in the queue, longer than {limit} allows"))
+    return True
+
+
+def _level(waiting: Waiting[I, A]) -> int:
+    return waiting.level

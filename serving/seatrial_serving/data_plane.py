@@ -10,14 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seatrial.bundle import MAIN
-from seatrial.errors import BadRequest, DeadlinePassed, NotReady, Overloaded, Refused, TooLarge, UnknownModel
-from seatrial.protocol import InferRequest
+from seatrial.errors import BadRequest, DeadlinePassed, Forbidden, NotReady, Overloaded, Refused, TooLarge, UnknownModel
+from seatrial.protocol import PRIORITY, TIMEOUT, InferRequest
 from seatrial.settings import Serving
 from seatrial_monitoring.metrics import ServingMetrics
 from seatrial_monitoring.request_log import RequestLog
 from seatrial_monitoring.series import Outcome, Protocol, Rejection
 from seatrial_serving.generation import Generation
+from seatrial_serving.repository import Listed, ModelState, Repository
 from seatrial_serving.workers import Outputs, Request
+
+ALIAS = "@"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -59,6 +62,8 @@ class DataPlane:
     settings: Serving
     metrics: ServingMetrics
     log: RequestLog | None = None
+    repository: Repository | None = None
+    """None where what is served is fixed."""
     accepting: bool = True
     """False once draining began: readiness says no, while requests are still answered."""
     _defaults: dict[str, Generation] = field(default_factory=dict)
@@ -72,6 +77,10 @@ class DataPlane:
         """Without a generation of `name`, the server as a whole is not ready."""
         self._expected.add(name)
         self.metrics.expect(name)
+
+    def forget(self, name: str) -> None:
+        """The opposite of `expect`."""
+        self._expected.discard(name)
 
     def install(self, generation: Generation, *, default: bool) -> None:
         """From now on, requests go to `generation`: for its version, its alias, and the bare name if `default`."""
@@ -90,7 +99,13 @@ class DataPlane:
                 del table[key]
 
     def find(self, name: str, version: str = "", *, alias: str = "") -> Generation:
-        """Raises `UnknownModel`, or `NotReady` for a model that is still to come."""
+        """What is asked for by name, and version or alias. A version that begins with "@" is an alias: so they are written
+        where a protocol has room for a version only.
+
+        Raises `UnknownModel`, or `NotReady` for a model that is still to come.
+        """
+        if version and version[0] == ALIAS:
+            version, alias = "", version[1:]
         if version:
             found = self._versions.get((name, version))
         elif alias:
@@ -121,6 +136,22 @@ class DataPlane:
             and all(generation.ready for generation in self.generations())
         )
 
+    def index(self, *, ready: bool) -> list[Listed]:
+        """What could be served, or only what is `ready` to be."""
+        if self.repository is not None:
+            return [each for each in self.repository.index() if each.state is ModelState.READY or not ready]
+        served = (generation.identity for generation in self.generations())
+        return [Listed(name=each.name, version=each.version, state=ModelState.READY) for each in served]
+
+    @property
+    def control(self) -> Repository:
+        """The repository, for those who want to change what is served. Raises `Forbidden` where nobody may."""
+        if self.repository is None or not self.settings.repository_control:
+            raise Forbidden(
+                "models are not loaded or unloaded over the network here (serving.repository_control is off)"
+            )
+        return self.repository
+
     # One request
 
     def begin(self, protocol: Protocol, model: str, version: str = "") -> Exchange:
@@ -130,15 +161,25 @@ class DataPlane:
         self, exchange: Exchange, request: InferRequest, *, timeout_s: float | None = None, graph: str = MAIN
     ) -> "asyncio.Future[Outputs]":
         """Put the request in line. The outputs come in the order of the signature, or `DeadlinePassed`, or what the engine
-        refused with; the future is cancelled where the caller leaves. `timeout_s` can only shorten the server's own limit.
+        refused with; the future is cancelled where the caller leaves. `timeout_s`, and the request's own, can only shorten
+        the server's limit.
 
-        Raises the errors of `locate` and of `Generation.admit`.
+        Raises the errors of `locate` and of `Generation.admit`, and `WrongInput` for a wrong priority or timeout.
         """
         generation = exchange.generation or self.locate(exchange)
         exchange.request_id = request.id
         limit_s = self.settings.limits.request_s
-        deadline = exchange.arrived + (limit_s if timeout_s is None else min(limit_s, timeout_s))
-        exchange.waiting = generation.admit(request, arrived=exchange.arrived, deadline=deadline, graph=graph)
+        if timeout_s is not None:
+            limit_s = min(limit_s, timeout_s)
+        if TIMEOUT in request.parameters:
+            limit_s = min(limit_s, request.timeout_s)
+        exchange.waiting = generation.admit(
+            request,
+            arrived=exchange.arrived,
+            deadline=exchange.arrived + limit_s,
+            graph=graph,
+            priority=request.priority if PRIORITY in request.parameters else 0,
+        )
         return exchange.waiting.answer
 
     def locate(self, exchange: Exchange) -> Generation:
@@ -159,6 +200,8 @@ class DataPlane:
         else:
             generation.metrics.requests[exchange.protocol][exchange.outcome] += 1
             generation.metrics.request_s.observe(total_s)
+            if exchange.outcome is not Outcome.OK:
+                generation.metrics.failed_s += total_s
             if (reason := REJECTIONS.get(exchange.error)) is not None:
                 generation.metrics.rejected[reason] += 1
         if self.log is not None and self.log.takes(failed=exchange.outcome is not Outcome.OK):

@@ -7,6 +7,7 @@ company when something went wrong is tried alone before anybody is blamed.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from seatrial.errors import DeadlinePassed, EngineFailed, NotReady, SeatrialErro
 from seatrial.machine import resident_bytes
 from seatrial.protocol import InferRequest
 from seatrial.settings import Serving
-from seatrial.tensors import Array, Signature
+from seatrial.tensors import Array, Signature, check_text
 from seatrial_monitoring.metrics import GenerationFacts, ModelMetrics
 from seatrial_serving.batching import Queue, Waiting
 from seatrial_serving.workers import SLOTS, Batch, Inputs, Outputs, Request, Worker
@@ -75,6 +76,10 @@ class Generation:
         )
         batch = self.signature.batch
         self.max_rows = min(settings.batching.max_size, batch.max) if batch else 1
+        self._preferred = sorted(size for size in settings.batching.preferred_sizes if size <= self.max_rows)
+        self._enough = min(self._preferred, default=self.max_rows)
+        self._default_level = settings.batching.level(0)
+        self._queue_s = (settings.batching.queue_timeout_ms or math.inf) / 1000
         self._compute_s = 0.0
         self._dispatching: asyncio.Handle | None = None
         self._sweeping: asyncio.Handle | None = None
@@ -98,7 +103,9 @@ class Generation:
             raise refused
         return cls(identity, workers, spawn, metrics, settings)
 
-    def admit(self, request: InferRequest, *, arrived: float, deadline: float, graph: str = MAIN) -> Request:
+    def admit(
+        self, request: InferRequest, *, arrived: float, deadline: float, graph: str = MAIN, priority: int = 0
+    ) -> Request:
         """Check `request` and put it in line; the answer is awaited on what is returned.
 
         Raises `WrongInput`, `Overloaded` or `NotReady`.
@@ -107,6 +114,8 @@ class Generation:
             raise NotReady(f"{self.identity} is {self.state}")
         _check(request, self.graphs[graph])
         waiting = self._waiting(request, arrived=arrived, deadline=deadline, graph=graph)
+        if priority:
+            waiting.level = self._settings.batching.level(priority)
         self._queue.put(waiting)
         self._dispatch_soon()
         return waiting
@@ -251,6 +260,8 @@ class Generation:
             arrived=arrived,
             deadline=deadline,
             answer=self._loop.create_future(),
+            level=self._default_level,
+            queue_deadline=arrived + self._queue_s,
             alone=batch is None,
         )
 
@@ -267,7 +278,7 @@ class Generation:
             self._dispatching = None
         while self._queue and (worker := self._free_worker()) and not self._wait_for_company():
             now = time.monotonic()
-            requests = self._queue.take(max_rows=self.max_rows, now=now)
+            requests = self._queue.take(max_rows=self._rows_to_take(), now=now)
             if not requests:
                 break
             rows = sum(waiting.rows for waiting in requests)
@@ -282,13 +293,20 @@ class Generation:
     def _wait_for_company(self) -> bool:
         """Whether the batch is small and its first request young enough to be held back, as the settings may want."""
         delay_s = self._settings.batching.max_delay_ms / 1000
-        oldest = self._queue.oldest
-        if not delay_s or oldest is None or self._queue.rows >= self.max_rows or self.state is State.DRAINING:
+        if not delay_s or self.state is State.DRAINING or self._queue.rows >= self._enough:
             return False
-        if time.monotonic() - oldest >= delay_s:
+        oldest = self._queue.oldest
+        if oldest is None or time.monotonic() - oldest >= delay_s:
             return False
         self._dispatching = self._loop.call_later(oldest + delay_s - time.monotonic(), self._dispatch)
         return True
+
+    def _rows_to_take(self) -> int:
+        """The largest preferred size that those who wait can fill; without one, as many rows as there may be."""
+        if not self._preferred:
+            return self.max_rows
+        rows = self._queue.rows
+        return max((size for size in self._preferred if size <= rows), default=self.max_rows)
 
     def _free_worker(self) -> Worker | None:
         """The engine with the least to do, if it may take one more."""
@@ -323,6 +341,7 @@ def _check(request: InferRequest, signature: Signature) -> None:
     layout = request.layout
     if layout is None or layout.fits is not signature:
         signature.check(request.inputs)
+        check_text(request.inputs)
         if layout is not None:
             layout.fits = signature
 

@@ -60,7 +60,7 @@ async def serve(
         metrics = ServingMetrics(registry, serving.latency_budget_ms / 1000)
         plane = DataPlane(serving, metrics, request_log)
         grpc_server = GrpcServer(plane)
-        supervisor = Supervisor(settings, plane, metrics, grpc_server.announce)
+        supervisor = plane.repository = Supervisor(settings, plane, metrics, grpc_server.announce)
         metrics.facts = lambda: ServerFacts(
             ready=plane.ready,
             registry_age_s=supervisor.registry_age_s(),

@@ -2,18 +2,19 @@
 
 For each source there is one generation that takes requests. When a source comes to mean another bundle, the new
 generation is started beside the old one, loaded, verified and warmed up; only then do requests go to it, and the old one
-ends when its last answer is given. A new one that cannot start changes nothing.
+ends when its last answer is given. A new one that cannot start changes nothing. The model repository is the same by hand.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seatrial.errors import BundleCorrupt, NotInRegistry, SeatrialError
+from seatrial.errors import BundleCorrupt, NotInRegistry, SeatrialError, UnknownModel
 from seatrial.machine import cores, memory_bytes
 from seatrial.registry import ModelRef
 from seatrial.registry.events import Answered, Resolved, Unresolved
@@ -23,6 +24,7 @@ from seatrial_monitoring.series import Swap
 from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.generation import Generation, Identity
 from seatrial_serving.remote import EngineProcess
+from seatrial_serving.repository import Listed, ModelState
 from seatrial_serving.sources import OnDisk, Source, identify
 from seatrial_serving.watching import watch
 from seatrial_serving.workers import Load
@@ -59,14 +61,24 @@ class Supervisor:
         self._drifting: dict[Source, float] = {}
         """Since when a reference has meant something else than what is served."""
         self._wish_changed = asyncio.Event()
+        self._names: dict[Source, str] = {}
+        """Everything that was asked for at the start, and the model in it."""
+        self._changing: dict[Source, ModelState] = {}
+        """What is being loaded or unloaded because a caller wants it so."""
+        self._unloaded: dict[Source, str] = {}
+        """What callers do not want to be served, or could not load again, and why."""
+        self._locks: defaultdict[Source, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def start(self, sources: Sequence[Source]) -> None:
         """Bring up all `sources`. Raises the first one's error, if there is one."""
         refs = self._refs = [source for source in sources if isinstance(source, ModelRef)]
         for source in sources:
             if isinstance(source, OnDisk):
-                await self._replace(source, Target(path=source.path, digest="", alias=""))
+                target = self._wanted[source] = Target(path=source.path, digest="", alias="")
+                await self._replace(source, target)
+                self._names[source] = self._current[source][1].identity.name
             else:
+                self._names[source] = source.name
                 self._plane.expect(source.name)
                 self._default_sources.setdefault(source.name, source)
         if refs:
@@ -84,6 +96,67 @@ class Supervisor:
         for generation in generations:
             self._plane.remove(generation)
         await asyncio.gather(*(generation.drain() for generation in generations))
+
+    # The model repository, for callers who may
+
+    def index(self) -> list[Listed]:
+        return [self._listed(source, name) for source, name in self._names.items()]
+
+    def _listed(self, source: Source, name: str) -> Listed:
+        _, generation = self._current.get(source, (None, None))
+        up = generation is not None and generation.ready
+        return Listed(
+            name=name,
+            version=generation.identity.version if generation else "",
+            state=self._changing.get(source, ModelState.READY if up else ModelState.UNAVAILABLE),
+            reason="" if up or source in self._changing else self._unloaded.get(source, "no engine is up"),
+        )
+
+    async def load(self, name: str) -> None:
+        await self._change(name, ModelState.LOADING, self._load_again)
+
+    async def unload(self, name: str) -> None:
+        await self._change(name, ModelState.UNLOADING, self._unload)
+
+    async def _change(self, name: str, state: ModelState, change: Callable[[Source], Awaitable[None]]) -> None:
+        """Do it to every source of `name`, to the end even if the caller leaves."""
+        sources = [source for source, model in self._names.items() if model == name]
+        if not sources:
+            raise UnknownModel(
+                f"there is no model {name!r} to load or unload; there are {sorted(self._names.values())}"
+            )
+
+        async def change_all() -> None:
+            for source in sources:
+                self._changing[source] = state
+                try:
+                    await change(source)
+                finally:
+                    self._changing.pop(source, None)
+
+        await asyncio.shield(self._run(change_all()))
+
+    async def _load_again(self, source: Source) -> None:
+        self._unloaded.pop(source, None)
+        try:
+            await self._replace(source, self._wanted[source])
+        except SeatrialError as error:
+            if source not in self._current:
+                self._unloaded[source] = str(error)
+            raise
+        if isinstance(source, ModelRef):
+            self._plane.expect(source.name)
+
+    async def _unload(self, source: Source) -> None:
+        async with self._locks[source]:
+            self._unloaded[source] = "unloaded"
+            self._plane.forget(self._names[source])
+            _, generation = self._current.pop(source, (None, None))
+            self._drifting.pop(source, None)
+        if generation is not None:
+            self._plane.remove(generation)
+            self._changed()
+            await self._drain(generation)
 
     def registry_age_s(self) -> float:
         """Seconds since the registry last answered, or since it was first asked; -1 where none is followed."""
@@ -117,6 +190,7 @@ class Supervisor:
                             log.warning("the registry does not answer; %s is served as it was known last", name)
                         if ref in missing:
                             missing.discard(ref)
+                            self._wanted[ref] = target
                             await self._bring_up_first(ref, target, first)
                         else:
                             self._want(ref, target)
@@ -147,7 +221,7 @@ class Supervisor:
 
     async def _reconcile(self, source: Source) -> None:
         """Replace until what is served is what is wanted; a failure is tried again later, or when the wish changes."""
-        while (target := self._wanted[source]) != self._target(source):
+        while source not in self._unloaded and (target := self._wanted[source]) != self._target(source):
             self._wish_changed.clear()
             try:
                 await self._replace(source, target)
@@ -158,7 +232,7 @@ class Supervisor:
 
     def _note_drift(self, source: Source) -> None:
         served = self._target(source)
-        if served is not None and self._wanted.get(source, served) == served:
+        if source in self._unloaded or (served is not None and self._wanted.get(source, served) == served):
             self._drifting.pop(source, None)
         else:
             self._drifting.setdefault(source, time.monotonic())
@@ -168,6 +242,11 @@ class Supervisor:
 
     async def _replace(self, source: Source, target: Target) -> None:
         """Start a generation of `target` and send requests to it; the old one drains in the background."""
+        async with self._locks[source]:
+            if source not in self._unloaded:
+                await self._swap(source, target)
+
+    async def _swap(self, source: Source, target: Target) -> None:
         identity = identify(target.path, alias=target.alias)
         if target.digest and identity.digest != target.digest:
             raise BundleCorrupt(f"{target.path} has digest {identity.digest}, the registry says {target.digest}")
@@ -225,12 +304,14 @@ class Supervisor:
         count = engines.count or (2 if 2 * each_bytes < memory_bytes() / 2 else 1)
         return count, engines.threads or max(1, cores() // count)
 
-    def _run(self, work: Coroutine[None, None, None]) -> None:
+    def _run(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a task of the supervisor failed", exc_info=task.exception())
+        if not task.cancelled() and (error := task.exception()) is not None:
+            trace = None if isinstance(error, SeatrialError) else error
+            log.error("a task of the supervisor failed: %s", error, exc_info=trace)

@@ -1,4 +1,5 @@
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,15 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def waiting(
-    number: int, *, rows: int = 1, kind: str = "a", deadline: float = 100.0, alone: bool = False, size: int = 1
+    number: int,
+    *,
+    rows: int = 1,
+    kind: str = "a",
+    deadline: float = 100.0,
+    alone: bool = False,
+    size: int = 1,
+    level: int = 1,
+    queue_deadline: float = math.inf,
 ) -> Waiting[int, int]:
     return Waiting(
         item=number,
@@ -32,6 +41,8 @@ def waiting(
         deadline=deadline,
         answer=asyncio.get_event_loop_policy().get_event_loop().create_future(),
         alone=alone,
+        level=level,
+        queue_deadline=queue_deadline,
     )
 
 
@@ -53,6 +64,8 @@ requests: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
         kind=st.sampled_from("ab"),
         alone=st.booleans(),
         deadline=st.sampled_from([5.0, 100.0]),
+        queue_deadline=st.sampled_from([7.0, math.inf]),
+        level=st.integers(1, 3),
         left=st.booleans(),
     ),
     max_size=30,
@@ -74,38 +87,41 @@ def test_every_request_is_taken_once_in_fitting_company_or_dropped_for_a_reason(
         assert sum(each.rows for each in batch) <= max_rows
         assert len({each.kind for each in batch}) == 1
         assert len(batch) == 1 or not any(each.alone for each in batch)
-        assert items(batch) == sorted(items(batch)), "first come, first served"
+        order = [(line[n].level, n) for n in items(batch)]
+        assert order == sorted(order), "lower levels first, first come first served within one"
+        assert batch[0].level <= min((each.level for each in q), default=batch[0].level), "nobody more urgent waits"
         taken += items(batch)
 
     assert len(q) == 0
-    wanted = [n for n, each in enumerate(asked) if not each["left"] and each["deadline"] > 10.0]
-    assert sorted(taken) == wanted
-    for each, facts in zip(line, asked, strict=True):
-        if not facts["left"] and facts["deadline"] <= 10.0:
+    in_time = [min(each["deadline"], each["queue_deadline"]) > 10.0 for each in asked]
+    assert sorted(taken) == [n for n, each in enumerate(asked) if not each["left"] and in_time[n]]
+    for each, facts, soon_enough in zip(line, asked, in_time, strict=True):
+        if not facts["left"] and not soon_enough:
             assert isinstance(each.answer.exception(), DeadlinePassed)
 
 
 @given(requests)
 def test_the_head_of_the_line_is_always_in_the_next_batch(asked: list[dict[str, Any]]) -> None:
-    line = [waiting(n, rows=each["rows"], kind=each["kind"]) for n, each in enumerate(asked)]
+    line = [waiting(n, rows=each["rows"], kind=each["kind"], level=each["level"]) for n, each in enumerate(asked)]
     q = queue(*line)
+    assert list(q) == sorted(line, key=lambda each: (each.level, each.item))
     while len(q):
         head = next(iter(q))
         assert q.take(max_rows=4, now=0.0)[0] is head
 
 
-@given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 10))
-def test_the_queue_never_holds_more_than_its_bounds(sizes: list[int], max_requests: int) -> None:
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 3)), max_size=40), st.integers(1, 10))
+def test_the_queue_never_holds_more_than_its_bounds(asked: list[tuple[int, int]], max_requests: int) -> None:
     q = queue(max_requests=max_requests, max_bytes=1000)
     held = 0
-    for n, size in enumerate(sizes):
+    for n, (size, level) in enumerate(asked):
         fits = len(q) < max_requests and (len(q) == 0 or held + size <= 1000)
         if fits:
-            q.put(waiting(n, size=size))
+            q.put(waiting(n, size=size, level=level))
             held += size
         else:
             with pytest.raises(Overloaded):
-                q.put(waiting(n, size=size))
+                q.put(waiting(n, size=size, level=level))
     while batch := q.take(max_rows=1, now=0.0):
         held -= batch[0].size_bytes
     assert held == 0
@@ -116,6 +132,30 @@ def test_what_is_put_back_is_first_again_in_its_order() -> None:
     first = q.take(max_rows=3, now=0.0)
     q.put_back(first)
     assert items(q.take(max_rows=6, now=0.0)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_is_put_back_is_first_of_its_level_and_newcomers_still_find_their_place() -> None:
+    q = queue(waiting(0, level=2), waiting(1, level=3), waiting(2, level=3))
+    taken = q.take(max_rows=2, now=0.0)
+    q.put(waiting(3, level=1))
+    q.put(waiting(4, level=2))
+    q.put_back(taken)
+    q.put(waiting(5, level=2))
+    q.put(waiting(6, level=1))
+    assert items(list(q)) == [3, 6, 0, 4, 5, 1, 2]
+
+
+def test_a_request_that_was_taken_in_time_may_wait_again_until_its_deadline() -> None:
+    q = queue(waiting(0, queue_deadline=1.0))
+    q.put_back(q.take(max_rows=1, now=0.5))
+    assert items(q.take(max_rows=1, now=99.0)) == [0]
+
+
+def test_the_message_names_the_limit_that_passed() -> None:
+    late, dead = waiting(0, queue_deadline=1.0), waiting(1, deadline=1.0)
+    queue(late, dead).expire(now=2.0)
+    assert "serving.batching.queue_timeout_ms" in str(late.answer.exception())
+    assert "its deadline" in str(dead.answer.exception())
 
 
 def test_expiry_tells_those_whose_deadline_passed_and_keeps_the_others() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from hypothesis import given, settings
+from onnx import TensorProto, helper
 
 from seatrial.bundle import Bundle
 from seatrial.errors import DeadlinePassed, EngineFailed, GoldenMismatch, NotReady, Overloaded, WrongInput
@@ -26,16 +27,16 @@ from seatrial_serving.remote import EngineProcess
 from seatrial_serving.workers import SLOTS, Request
 from tests.conditions import soon
 from tests.serving.conftest import load
-from tests.serving.models import SIGNATURE, LinearBundle, gather_onnx, linear
+from tests.serving.models import SIGNATURE, LinearBundle, gather_onnx, linear, save
 from tests.serving.scripted import POISON, ScriptedEngine, generation
 
 pytestmark = pytest.mark.anyio
 
 
-def ask(on: Generation, x: Array | Sequence[Sequence[float]], *, timeout_s: float = 30.0) -> Request:
+def ask(on: Generation, x: Array | Sequence[Sequence[float]], *, timeout_s: float = 30.0, priority: int = 0) -> Request:
     now = time.monotonic()
     tensor = Tensor("x", DataType.FP32, np.asarray(x, np.float32))
-    return on.admit(InferRequest((tensor,)), arrived=now, deadline=now + timeout_s)
+    return on.admit(InferRequest((tensor,)), arrived=now, deadline=now + timeout_s, priority=priority)
 
 
 async def answer(request: Request) -> list[list[float]]:
@@ -87,6 +88,41 @@ async def test_a_small_batch_waits_for_company_only_as_long_as_the_settings_want
         await asyncio.sleep(0)
         assert engine.sizes == [2, 4], "a full batch does not wait"
         await asyncio.gather(*map(answer, full))
+
+
+async def test_batches_are_cut_to_the_largest_preferred_size_that_is_there() -> None:
+    engine = ScriptedEngine()
+    sizes = Batching(max_size=8, preferred_sizes=(2, 5), max_delay_ms=20)
+    async with generation(lambda: engine, serving=Serving(batching=sizes)) as on:
+        await asyncio.gather(*(answer(ask(on, [[n, 0, 0, 0]])) for n in range(8)))
+        assert engine.sizes == [5, 2, 1], "the last one waited for company in vain"
+
+
+async def test_the_most_urgent_are_computed_first() -> None:
+    engine = ScriptedEngine(held_back=True)
+    async with generation(lambda: engine, serving=Serving(batching=Batching(max_size=1, priority_levels=3))) as on:
+        waiting = [ask(on, [[n, 0, 0, 0]], priority=priority) for n, priority in enumerate((3, 0, 9, 2, 1))]
+        order: list[float] = []
+        for _ in waiting:
+            await asyncio.sleep(0)
+            order.append(engine.held[0].requests[0].item[0][0, 0])
+            engine.answer()
+        assert order == [4, 1, 2, 3, 0], "none, and one that is not there, mean the middle"
+        await asyncio.gather(*map(answer, waiting))
+
+
+async def test_who_waits_too_long_for_an_engine_is_told_and_never_computed() -> None:
+    engine = ScriptedEngine(held_back=True)
+    serving = Serving(batching=Batching(max_size=1, queue_timeout_ms=10))
+    async with generation(lambda: engine, serving=serving) as on:
+        held = [ask(on, [[n, 0, 0, 0]]) for n in range(SLOTS)]
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlinePassed, match="queue_timeout_ms"):
+            await asyncio.wait_for(ask(on, [[9, 0, 0, 0]]).answer, 5)
+        while engine.held:
+            engine.answer()
+        await asyncio.gather(*map(answer, held))
+        assert len(engine.sizes) == SLOTS
 
 
 async def test_short_batches_are_sent_ahead_and_long_ones_kept_back() -> None:
@@ -286,6 +322,28 @@ async def test_a_bad_row_in_a_real_batch_spoils_nobody_elses_answer(tmp_path: Pa
         assert [tensor.array.shape for tensor in await longer.answer] == [(1, 3, 3)]
         with pytest.raises(EngineFailed, match="refused the batch"):
             await bad.answer
+
+
+async def test_text_that_is_not_utf8_is_refused_before_it_reaches_company(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "echo.onnx",
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [helper.make_tensor_value_info("x", TensorProto.STRING, ["batch", 1])],
+        [helper.make_tensor_value_info("y", TensorProto.STRING, ["batch", 1])],
+    )
+    async with generation(lambda: EngineProcess.start(load(path))) as on:
+
+        def say(*words: bytes) -> Request:
+            tensor = Tensor("x", DataType.BYTES, np.array([[word] for word in words], object))
+            return on.admit(InferRequest((tensor,)), arrived=time.monotonic(), deadline=time.monotonic() + 30)
+
+        good = [say(b"caf\xc3\xa9", b"\0"), say(b"")]
+        with pytest.raises(WrongInput, match="element 1 of input 'x' is text and must be UTF-8"):
+            say(b"fine", b"caf\xe9")
+        said = [[item for [item] in (await each.answer)[0].array.tolist()] for each in good]
+        assert said == [["café".encode(), b"\0"], [b""]]
+        assert on.metrics.retried == 0
+        assert on.metrics.batch_rows.count == 1, "who is well was computed in one batch"
 
 
 async def test_closing_leaves_no_process(bundle: Bundle) -> None:

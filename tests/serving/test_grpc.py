@@ -14,10 +14,12 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tritonclient.utils import InferenceServerException
 
 from seatrial.protocol import write_tensor
 from seatrial.tensors import DataType
 from seatrial_serving.doors.grpc import read_request
+from seatrial_serving.doors.metadata import EXTENSIONS
 from seatrial_serving.open_inference import SERVICE, messages
 from tests.servers import Server, serving
 from tests.serving.models import LinearBundle, everything_onnx, linear
@@ -135,7 +137,7 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
     metadata = client.get_model_metadata("linear", as_json=True)
     assert metadata["versions"] == ["3"]
     assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": ["-1", "4"]}]
-    assert client.get_server_metadata(as_json=True)["extensions"] == ["binary_tensor_data"]
+    assert client.get_server_metadata(as_json=True)["extensions"] == list(EXTENSIONS)
 
 
 def test_inference(client: triton.InferenceServerClient) -> None:
@@ -162,6 +164,18 @@ CONTENTS = {
     "FP32": ("fp32_contents", [0.5, -1.5]), "FP64": ("fp64_contents", [0.1, -1e300]),
     "BYTES": ("bytes_contents", [b"a", "ü".encode()]),
 }  # fmt: skip
+
+
+def test_the_repository_can_be_read_by_all_and_changed_by_nobody_who_was_not_allowed_to(
+    client: triton.InferenceServerClient,
+) -> None:
+    models = client.get_model_repository_index(as_json=True)["models"]
+    assert {each["name"] for each in models} == {"linear", "everything"}
+    for change in (client.load_model, client.unload_model):
+        with pytest.raises(InferenceServerException, match=r"serving\.repository_control is off") as refused:
+            change("linear")
+        assert refused.value.status() == "StatusCode.PERMISSION_DENIED"
+    assert client.is_model_ready("linear")
 
 
 def test_typed_contents_and_raw_contents_mean_the_same(channel: grpc.Channel) -> None:

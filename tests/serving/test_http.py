@@ -289,7 +289,7 @@ async def test_a_head_that_asks_for_more_is_never_learned(header: str) -> None:
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    heads, asked = Heads(), Ask("m", "", 1, None)
+    heads, asked = Heads(), Ask("m", "", 1)
     for n in range(MOST_HEADS + 10):
         heads.learn(b"%d\r\n" % n, asked)
     known = [n for n in range(MOST_HEADS + 10) if heads.find(b"%d\r\n" % n)]

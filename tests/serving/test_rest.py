@@ -1,5 +1,6 @@
 """REST as its clients see it: a real server, tritonclient, and raw bytes on a socket."""
 
+import gzip
 import json
 import socket
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from hypothesis.extra import numpy as hnp
 from seatrial import __version__
 from seatrial.protocol import InferRequest, Tensor, encode_request
 from seatrial.tensors import DataType
+from seatrial_serving.doors.metadata import EXTENSIONS
 from tests.conditions import until
 from tests.servers import Server, serving
 from tests.serving.models import LinearBundle, everything_onnx, linear
@@ -69,7 +71,7 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
     assert client.get_server_metadata() == {
         "name": "seatrial",
         "version": __version__,
-        "extensions": ["binary_tensor_data"],
+        "extensions": list(EXTENSIONS),
     }
     metadata = client.get_model_metadata("linear")
     assert metadata["name"] == "linear"
@@ -146,6 +148,18 @@ def test_every_datatype_comes_back_as_it_was_sent(server: Server, data: st.DataO
     assert raw.status_code == 200
 
 
+def test_the_repository_can_be_read_by_all_and_changed_by_nobody_who_was_not_allowed_to(server: Server) -> None:
+    listed = httpx.post(server.url("/v2/repository/index")).json()
+    assert {(each["name"], each["version"], each["state"]) for each in listed} == {
+        ("linear", "3", "READY"), ("everything", "1", "READY"),
+    }  # fmt: skip
+    for change in ("load", "unload"):
+        refused = httpx.post(server.url(f"/v2/repository/models/linear/{change}"))
+        assert refused.status_code == 403
+        assert "serving.repository_control is off" in refused.json()["error"]
+    assert httpx.get(server.url("/v2/models/linear/ready")).status_code == 200
+
+
 # What is wrong with a request is said, with its own status, and the server goes on
 
 
@@ -182,7 +196,12 @@ def test_each_mistake_has_its_own_answer(server: Server, path: str, sent: Any, s
         (b"", {}, 400, "not an inference request"),
         (b"{}", {"Inference-Header-Content-Length": "99"}, 400, "said to be 99 bytes"),
         (b"{}", {"Inference-Header-Content-Length": "many"}, 400, "expected a number"),
-        (b"{}", {"Content-Encoding": "gzip"}, 415, "'gzip'"),
+        (b"{}", {"Content-Encoding": "gzip"}, 400, "not gzip"),
+        (b"{}", {"Content-Encoding": "br"}, 415, "'br'"),
+        (gzip.compress(b" " * (BODY_LIMIT + 1)), {"Content-Encoding": "gzip"}, 413, "expands to more than"),
+        (b"{}", {"Inference-Timeout-Ms": "soon"}, 400, "expected a number"),
+        (b"{}", {"Inference-Timeout-Ms": "-1"}, 400, "more than 0"),
+        (b"{}", {"Inference-Timeout-Ms": "nan"}, 400, "more than 0"),
         (b" " * (BODY_LIMIT + 1), {}, 413, "larger than"),
     ],
 )

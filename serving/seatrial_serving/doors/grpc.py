@@ -4,26 +4,40 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
 from seatrial import __version__
 from seatrial.errors import MalformedRequest, SeatrialError, WrongInput
-from seatrial.protocol import InferRequest, RequestedOutput, Tensor, element_count, read_tensor, write_tensor
+from seatrial.protocol import (
+    InferRequest,
+    Parameters,
+    RequestedOutput,
+    Tensor,
+    element_count,
+    read_tensor,
+    write_tensor,
+)
 from seatrial.tensors import Array, DataType
 from seatrial_monitoring.series import Protocol
 from seatrial_serving.data_plane import DataPlane, Exchange
 from seatrial_serving.doors.calls import Calls, Conversation, Head, Methods, Streaming, Unary, UnaryCall
+from seatrial_serving.doors.configuration import configuration
 from seatrial_serving.doors.grpc_health import Health
 from seatrial_serving.doors.grpc_reflection import reflection
 from seatrial_serving.doors.http2 import Connection
 from seatrial_serving.doors.infer import wanted
-from seatrial_serving.doors.rest import EXTENSIONS, is_model_ready, metadata
+from seatrial_serving.doors.metadata import EXTENSIONS, is_model_ready, metadata
+from seatrial_serving.doors.statistics import statistics
+from seatrial_serving.generation import Generation
 from seatrial_serving.open_inference import POOL, SERVICE, messages
+from seatrial_serving.repository import check_load_parameters
 from seatrial_serving.workers import Outputs
 
 SWEEP_S = 0.5
@@ -118,6 +132,11 @@ class Servicer:
             f"/{SERVICE}/ModelReady": _plain(messages.ModelReadyRequest, self.model_ready),
             f"/{SERVICE}/ServerMetadata": _plain(messages.ServerMetadataRequest, self.server_metadata),
             f"/{SERVICE}/ModelMetadata": _plain(messages.ModelMetadataRequest, self.model_metadata),
+            f"/{SERVICE}/ModelConfig": _plain(messages.ModelConfigRequest, self.model_config),
+            f"/{SERVICE}/ModelStatistics": _plain(messages.ModelStatisticsRequest, self.model_statistics),
+            f"/{SERVICE}/RepositoryIndex": _plain(messages.RepositoryIndexRequest, self.repository_index),
+            f"/{SERVICE}/RepositoryModelLoad": _slow(messages.RepositoryModelLoadRequest, self.repository_load),
+            f"/{SERVICE}/RepositoryModelUnload": _slow(messages.RepositoryModelUnloadRequest, self.repository_unload),
             f"/{SERVICE}/ModelInfer": Unary(self.model_infer),
             f"/{SERVICE}/ModelStreamInfer": Streaming(self.model_stream_infer),
         }
@@ -136,6 +155,29 @@ class Servicer:
 
     def model_metadata(self, asked: messages.ModelMetadataRequest) -> messages.ModelMetadataResponse:
         return messages.ModelMetadataResponse(**metadata(self._plane, self._plane.find(asked.name, asked.version)))
+
+    def model_config(self, asked: messages.ModelConfigRequest) -> messages.ModelConfigResponse:
+        described = configuration(self._plane, self._plane.find(asked.name, asked.version))
+        return ParseDict({"config": described}, messages.ModelConfigResponse())
+
+    def model_statistics(self, asked: messages.ModelStatisticsRequest) -> messages.ModelStatisticsResponse:
+        return ParseDict(statistics(self._plane, asked.name, asked.version), messages.ModelStatisticsResponse())
+
+    def repository_index(self, asked: messages.RepositoryIndexRequest) -> messages.RepositoryIndexResponse:
+        listed = [asdict(each) for each in self._plane.index(ready=asked.ready)]
+        return ParseDict({"models": listed}, messages.RepositoryIndexResponse())
+
+    async def repository_load(self, asked: messages.RepositoryModelLoadRequest) -> messages.RepositoryModelLoadResponse:
+        control = self._plane.control
+        check_load_parameters(asked.parameters)
+        await control.load(asked.model_name)
+        return messages.RepositoryModelLoadResponse()
+
+    async def repository_unload(
+        self, asked: messages.RepositoryModelUnloadRequest
+    ) -> messages.RepositoryModelUnloadResponse:
+        await self._plane.control.unload(asked.model_name)
+        return messages.RepositoryModelUnloadResponse()
 
     def model_infer(self, call: UnaryCall, message: bytes) -> None:
         def respond(answer: messages.ModelInferResponse | Exception) -> None:
@@ -197,13 +239,13 @@ class Servicer:
             self._plane.fail(exchange, asyncio.CancelledError())
             self._plane.end(exchange)
             return
+        assert exchange.generation is not None, "an answer without a generation: this is a bug"
         try:
-            answer = write_answer(outputs.result(), request)
+            answer = write_answer(outputs.result(), request, exchange.generation)
         except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
             self._plane.fail(exchange, error)
             answer = error
         else:
-            assert exchange.generation is not None, "an answer without a generation: this is a bug"
             identity = exchange.generation.identity
             answer.model_name, answer.model_version, answer.id = identity.name, identity.version, request.id
         self._plane.end(exchange)
@@ -281,6 +323,24 @@ def _plain(kind: type[M], method: Callable[[M], Message]) -> Unary:
     return Unary(answer)
 
 
+def _slow(kind: type[M], method: Callable[[M], Coroutine[Any, Any, Message]]) -> Unary:
+    """A method that takes its time, and goes on where its client leaves."""
+    running: set[asyncio.Task[None]] = set()
+
+    async def reply(call: UnaryCall, message: bytes) -> None:
+        try:
+            call.answer((await method(_parse(kind, message))).SerializeToString())
+        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
+            call.fail(error)
+
+    def answer(call: UnaryCall, message: bytes) -> None:
+        task = asyncio.get_running_loop().create_task(reply(call, message))
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    return Unary(answer)
+
+
 def read_request(asked: messages.ModelInferRequest) -> InferRequest:
     """Raises `MalformedRequest` or `WrongInput`."""
     raw = asked.raw_input_contents
@@ -289,8 +349,15 @@ def read_request(asked: messages.ModelInferRequest) -> InferRequest:
             f"there are {len(asked.inputs)} inputs but {len(raw)} raw_input_contents; send one for each"
         )
     inputs = tuple(_read_tensor(tensor, raw[number] if raw else None) for number, tensor in enumerate(asked.inputs))
-    outputs = tuple(RequestedOutput(output.name) for output in asked.outputs)
-    return InferRequest(inputs, outputs, asked.id)
+    outputs = tuple(RequestedOutput(output.name, _read_parameters(output.parameters)) for output in asked.outputs)
+    return InferRequest(inputs, outputs, asked.id, _read_parameters(asked.parameters))
+
+
+def _read_parameters(given: Mapping[str, messages.InferParameter]) -> Parameters:
+    if not given:
+        return {}
+    choices = {name: (value, value.WhichOneof("parameter_choice")) for name, value in given.items()}
+    return {name: getattr(value, choice) for name, (value, choice) in choices.items() if choice}
 
 
 def _read_tensor(tensor: messages.ModelInferRequest.InferInputTensor, raw: bytes | None) -> Tensor:
@@ -323,10 +390,12 @@ def _read_contents(tensor: messages.ModelInferRequest.InferInputTensor, datatype
     return array.reshape(tensor.shape)
 
 
-def write_answer(outputs: Sequence[Tensor], request: InferRequest) -> messages.ModelInferResponse:
+def write_answer(
+    outputs: Sequence[Tensor], request: InferRequest, generation: Generation
+) -> messages.ModelInferResponse:
     """Raw contents always: every client of the protocol reads them, and they cost nothing."""
     answer = messages.ModelInferResponse()
-    for name, datatype, array in wanted(outputs, request):
+    for name, datatype, array in wanted(outputs, request, generation):
         answer.outputs.add(name=name, datatype=datatype, shape=array.shape)
         answer.raw_output_contents.append(write_tensor(array, datatype))
     return answer

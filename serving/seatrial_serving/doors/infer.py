@@ -1,4 +1,4 @@
-"""`POST /v2/models/NAME[/versions/VERSION]/infer`: the hot path, without a framework in front.
+"""`POST /v2/models/NAME[/versions/VERSION | /aliases/ALIAS]/infer`: the hot path, without a framework in front.
 
 Everything that a request costs is spent here, in the codec, and in the data plane. There are two ways in: `answer` for a
 request that is whole and whose head was read before, and the ASGI callable for any other.
@@ -6,22 +6,27 @@ request that is whole and whose head was read before, and the ASGI callable for 
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import orjson
 
-from seatrial.errors import MalformedRequest, Overloaded, SeatrialError, TooLarge, UnsupportedEncoding, WrongInput
-from seatrial.protocol import InferRequest, Tensor, decode_request, encode_answer
+from seatrial.errors import BadRequest, MalformedRequest, Overloaded, SeatrialError, TooLarge, WrongInput
+from seatrial.protocol import CLASSIFICATION, InferRequest, Tensor, decode_request, encode_answer
 from seatrial_monitoring.series import Protocol
-from seatrial_serving.data_plane import DataPlane, Exchange
+from seatrial_serving.data_plane import ALIAS, DataPlane, Exchange
+from seatrial_serving.doors.classification import classify
+from seatrial_serving.doors.compression import IDENTITY, choose, compress, expand
 from seatrial_serving.doors.status import http_status
+from seatrial_serving.generation import Generation
 from seatrial_serving.workers import Outputs
 
 Scope: TypeAlias = dict[str, Any]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
+Response: TypeAlias = tuple[int, Headers, bytes]
 Respond: TypeAlias = Callable[[int, Headers, bytes], None]
 
 JSON = (b"content-type", b"application/json")
@@ -29,7 +34,9 @@ BINARY = (b"content-type", b"application/octet-stream")
 PREFIX, SUFFIX = "/v2/models/", "/infer"
 
 
-ONCE = (b"content-length", b"inference-header-content-length")
+LARGE = 64 * 1024
+"""Bodies over this are compressed in a thread, so that nobody else waits for it."""
+ONCE = (b"content-length", b"inference-header-content-length", b"inference-timeout-ms")
 """Headers that `Ask` is made from; two of a kind are for the parser to judge."""
 TELLING = (b"transfer-encoding", b"content-encoding", b"expect")
 """Headers that ask for more than a body and an answer."""
@@ -38,12 +45,16 @@ log = logging.getLogger(__name__)
 
 
 class Ask(NamedTuple):
-    """What the head of an inference request says. `size` is the body's, `json_length` that of the JSON in it, if it is given."""
+    """What the head of an inference request says. `size` is the body's, where it is stated; `json_length` that of the JSON in
+    it; `encoding` is the body's, `accepts` the answer's, both empty for none."""
 
     model: str
     version: str
     size: int
-    json_length: int | None
+    json_length: int | None = None
+    timeout_s: float | None = None
+    encoding: str = ""
+    accepts: str = ""
 
 
 class ClientLeft(Exception):
@@ -66,6 +77,8 @@ class InferDoor:
                 return name, ""
             case [name, "versions", version]:
                 return name, version
+            case [name, "aliases", alias]:
+                return name, ALIAS + alias
         return None
 
     def read(self, scope: Scope) -> Ask | None:
@@ -75,12 +88,9 @@ class InferDoor:
         target = self.target(scope)
         if target is None or any(names.count(name) > 1 for name in ONCE) or any(name in names for name in TELLING):
             return None
-        given = dict(headers)
-        try:
-            size, json_length = (int(given[name]) if name in given else None for name in ONCE)
-        except ValueError:
-            return None
-        return None if size is None or size > self._max_body else Ask(*target, size, json_length)
+        with suppress(BadRequest):
+            return read_head(*target, headers, max_body=self._max_body)
+        return None
 
     def begin(self, ask: Ask) -> Exchange:
         return self._plane.begin(Protocol.REST, ask.model, ask.version)
@@ -90,16 +100,19 @@ class InferDoor:
         try:
             self._plane.locate(exchange)
             request = decode_request(body, json_length=ask.json_length)
-            answer = self._plane.submit(exchange, request)
+            answer = self._plane.submit(exchange, request, timeout_s=ask.timeout_s)
         except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
-            response = self._failed(exchange, error)
-            self._plane.end(exchange)
-            respond(*response)
+            self._finish(exchange, respond, self._failed(exchange, error))
         else:
-            answer.add_done_callback(partial(self._answered, exchange, request, respond))
+            answer.add_done_callback(partial(self._answered, exchange, request, ask.accepts, respond))
 
     def _answered(
-        self, exchange: Exchange, request: InferRequest, respond: Respond, answer: "asyncio.Future[Outputs]"
+        self,
+        exchange: Exchange,
+        request: InferRequest,
+        accepts: str,
+        respond: Respond,
+        answer: "asyncio.Future[Outputs]",
     ) -> None:
         if answer.cancelled():
             self.give_up(exchange)
@@ -108,10 +121,19 @@ class InferDoor:
             response = _response(exchange, request, answer.result())
         except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
             response = self._failed(exchange, error)
+        if not accepts:
+            self._finish(exchange, respond, response)
+        elif len(response[-1]) > LARGE:
+            compressing = answer.get_loop().run_in_executor(None, _compressed, response, accepts)
+            compressing.add_done_callback(lambda done: self._finish(exchange, respond, done.result()))
+        else:
+            self._finish(exchange, respond, _compressed(response, accepts))
+
+    def _finish(self, exchange: Exchange, respond: Respond, response: Response) -> None:
         self._plane.end(exchange)
         respond(*response)
 
-    def _failed(self, exchange: Exchange, error: Exception) -> tuple[int, Headers, bytes]:
+    def _failed(self, exchange: Exchange, error: Exception) -> Response:
         self._plane.fail(exchange, error)
         if isinstance(error, SeatrialError):
             return refusal(error)
@@ -144,17 +166,24 @@ class InferDoor:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _respond(self, exchange: Exchange, scope: Scope, receive: Any) -> tuple[int, Headers, bytes]:
+    async def _respond(self, exchange: Exchange, scope: Scope, receive: Any) -> Response:
         self._plane.locate(exchange)
-        json_length = _read_headers(scope["headers"], max_body=self._max_body)
-        request = decode_request(await read_body(receive, max_body=self._max_body), json_length=json_length)
-        return _response(exchange, request, await self._plane.submit(exchange, request))
+        ask = read_head(exchange.model, exchange.version, scope["headers"], max_body=self._max_body)
+        body = await read_body(receive, max_body=self._max_body)
+        if ask.encoding:
+            body = await asyncio.to_thread(expand, body, ask.encoding, max_body=self._max_body)
+        request = decode_request(body, json_length=ask.json_length)
+        outputs = await self._plane.submit(exchange, request, timeout_s=ask.timeout_s)
+        response = _response(exchange, request, outputs)
+        if ask.accepts and len(response[-1]) > LARGE:
+            return await asyncio.to_thread(_compressed, response, ask.accepts)
+        return _compressed(response, ask.accepts) if ask.accepts else response
 
 
-def _response(exchange: Exchange, request: InferRequest, outputs: Outputs) -> tuple[int, Headers, bytes]:
+def _response(exchange: Exchange, request: InferRequest, outputs: Outputs) -> Response:
     assert exchange.generation is not None, "an answer without a generation: this is a bug"
     identity = exchange.generation.identity
-    chosen = wanted(outputs, request)
+    chosen = wanted(outputs, request, exchange.generation)
     body, length = encode_answer(
         chosen,
         model=identity.name,
@@ -166,6 +195,17 @@ def _response(exchange: Exchange, request: InferRequest, outputs: Outputs) -> tu
     if length is None:
         return 200, [JSON, content_length], body
     return 200, [BINARY, (b"inference-header-content-length", b"%d" % length), content_length], body
+
+
+def _compressed(response: Response, encoding: str) -> Response:
+    """The same answer, compressed where that makes it smaller."""
+    status, headers, body = response
+    compressed = compress(body, encoding)
+    if compressed is None:
+        return response
+    kept = [header for header in headers if header[0] != b"content-length"]
+    sizes = [(b"content-encoding", encoding.encode()), (b"content-length", b"%d" % len(compressed))]
+    return status, [*kept, *sizes], compressed
 
 
 async def read_body(receive: Any, *, max_body: int) -> bytes:
@@ -195,31 +235,62 @@ def _bounded(body: bytes, size: int, max_body: int) -> bytes:
     return body
 
 
-def _read_headers(headers: Headers, *, max_body: int) -> int | None:
-    """The length of the JSON part, where it is given; everything else in the headers that can rule a request out."""
-    json_length = None
-    for name, value in headers:
-        if name == b"content-length":
-            _bounded(b"", int(value), max_body)
-        elif name == b"content-encoding" and value != b"identity":
-            raise UnsupportedEncoding(f"the body is encoded as {value.decode('latin-1')!r}; send it as it is")
-        elif name == b"inference-header-content-length":
-            try:
-                json_length = int(value)
-            except ValueError:
-                raise MalformedRequest(f"Inference-Header-Content-Length is {value!r}, expected a number") from None
-    return json_length
+def read_head(model: str, version: str, headers: Headers, *, max_body: int) -> Ask:
+    """What the headers ask for. Raises `TooLarge` or `MalformedRequest` for those that rule a request out."""
+    given = dict(headers)
+    size = _number(given, b"content-length", int) or 0  # unstated means none, unless it is chunked
+    _bounded(b"", size, max_body)
+    timeout_ms = _number(given, b"inference-timeout-ms", float)
+    if timeout_ms is not None and not 0 < timeout_ms < math.inf:
+        raise MalformedRequest(f"Inference-Timeout-Ms is {timeout_ms}, expected milliseconds, more than 0")
+    encoding = given.get(b"content-encoding", b"").decode("latin-1").strip().lower()
+    return Ask(
+        model,
+        version,
+        size,
+        _number(given, b"inference-header-content-length", int),
+        None if timeout_ms is None else timeout_ms / 1000,
+        "" if encoding == IDENTITY else encoding,
+        choose(value for name, value in headers if name == b"accept-encoding"),
+    )
 
 
-def wanted(outputs: Sequence[Tensor], request: InferRequest) -> Sequence[Tensor]:
-    """The outputs that were asked for, in the order in which they were asked for; all of them if none was named."""
+N = TypeVar("N", int, float)
+
+
+def _number(headers: dict[bytes, bytes], name: bytes, kind: type[N]) -> N | None:
+    if name not in headers:
+        return None
+    try:
+        return kind(headers[name])
+    except ValueError:
+        raise MalformedRequest(f"{name.decode().title()} is {headers[name]!r}, expected a number") from None
+
+
+def wanted(outputs: Sequence[Tensor], request: InferRequest, generation: Generation) -> Sequence[Tensor]:
+    """The outputs that were asked for, in the order in which they were asked for; all of them if none was named.
+
+    An output whose best classes were asked for is replaced by them. Raises `WrongInput`.
+    """
     if not request.outputs:
         return outputs
     by_name = {tensor.name: tensor for tensor in outputs}
     try:
-        return [by_name[output.name] for output in request.outputs]
+        chosen = [by_name[output.name] for output in request.outputs]
     except KeyError as error:
         raise WrongInput(f"there is no output {error}; the outputs are {list(by_name)}") from None
+    for output in request.outputs:
+        if CLASSIFICATION in output.parameters:
+            return _classified(chosen, request, generation)
+    return chosen
+
+
+def _classified(chosen: Sequence[Tensor], request: InferRequest, generation: Generation) -> list[Tensor]:
+    labels, batched = generation.identity.labels, generation.signature.batch is not None
+    return [
+        classify(tensor, output.classes, labels=labels, batched=batched) if output.classes else tensor
+        for tensor, output in zip(chosen, request.outputs, strict=True)
+    ]
 
 
 def _binary(outputs: Sequence[Tensor], request: InferRequest) -> dict[str, bool]:
@@ -232,7 +303,7 @@ def _binary(outputs: Sequence[Tensor], request: InferRequest) -> dict[str, bool]
     return binary
 
 
-def refusal(error: SeatrialError) -> tuple[int, Headers, bytes]:
+def refusal(error: SeatrialError) -> Response:
     """Status, headers and body for an error of ours."""
     body = orjson.dumps({"error": str(error)})
     headers = [JSON, (b"content-length", b"%d" % len(body))]

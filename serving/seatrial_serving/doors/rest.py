@@ -1,23 +1,29 @@
-"""Everything of the Open Inference Protocol over REST that is not inference: health, metadata. Ordinary FastAPI.
+"""Everything of the Open Inference Protocol over REST that is not inference: health, metadata, and the extensions that tell
+what is served and how, or change it. Ordinary FastAPI.
 
 Health answers as `peers` of this protocol disagree: 200 with a JSON body where the answer is yes, 400 on `/v2` where it is
 no (as Triton does), 503 on `/readyz`, for load balancers that expect it.
 """
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, TypeVar
 
+import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from seatrial import __version__
-from seatrial.errors import NotReady, SeatrialError, UnknownModel
-from seatrial_serving.data_plane import DataPlane
+from seatrial.errors import MalformedRequest, SeatrialError
+from seatrial_serving.data_plane import ALIAS, DataPlane
 from seatrial_serving.doors import mlflow, openai, tf_serving, torchserve
-from seatrial_serving.doors.infer import refusal
-from seatrial_serving.generation import Generation
+from seatrial_serving.doors.configuration import configuration
+from seatrial_serving.doors.infer import ClientLeft, read_body, refusal
+from seatrial_serving.doors.metadata import EXTENSIONS, is_model_ready, metadata
+from seatrial_serving.doors.statistics import statistics
+from seatrial_serving.repository import check_load_parameters
 
-EXTENSIONS = ("binary_tensor_data",)
-"""Only what the tests prove."""
+MODEL = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}", "/v2/models/{name}/aliases/{alias}")
 
 
 def build(plane: DataPlane) -> FastAPI:
@@ -29,52 +35,88 @@ def build(plane: DataPlane) -> FastAPI:
         status, headers, body = refusal(error)
         return Response(body, status, {name.decode(): value.decode() for name, value in headers})
 
+    @app.exception_handler(ClientLeft)
+    def nobody_to_tell(_: Request, __: Exception) -> Response:
+        return Response(status_code=400)
+
     @app.get("/v2")
     def server_metadata() -> dict[str, Any]:
         return {"name": "seatrial", "version": __version__, "extensions": EXTENSIONS}
 
-    @app.get("/v2/models/{name}")
-    @app.get("/v2/models/{name}/versions/{version}")
-    def model_metadata(name: str, version: str = "") -> dict[str, Any]:
-        return metadata(plane, plane.find(name, version))
+    @app.get("/v2/models/stats")
+    def all_statistics() -> dict[str, Any]:
+        return statistics(plane)
 
-    @app.get("/v2/models/{name}/ready")
-    @app.get("/v2/models/{name}/versions/{version}/ready")
-    def model_ready(name: str, version: str = "") -> Response:
-        ready = is_model_ready(plane, name, version)
+    @_of_a_model(app, "")
+    def model_metadata(name: str, version: str = "", alias: str = "") -> dict[str, Any]:
+        return metadata(plane, plane.find(name, version, alias=alias))
+
+    @_of_a_model(app, "/ready")
+    def model_ready(name: str, version: str = "", alias: str = "") -> Response:
+        ready = is_model_ready(plane, name, ALIAS + alias if alias else version)
         return JSONResponse({"name": name, "ready": ready}, 200 if ready else 400)
+
+    @_of_a_model(app, "/config")
+    def model_configuration(name: str, version: str = "", alias: str = "") -> dict[str, Any]:
+        return configuration(plane, plane.find(name, version, alias=alias))
+
+    @_of_a_model(app, "/stats")
+    def model_statistics(name: str, version: str = "", alias: str = "") -> dict[str, Any]:
+        return statistics(plane, name, ALIAS + alias if alias else version)
+
+    @app.post("/v2/repository/index")
+    async def repository_index(request: Request) -> list[dict[str, Any]]:
+        asked = await _read(request, plane, _Index)
+        return [asdict(each) for each in plane.index(ready=asked.ready)]
+
+    @app.post("/v2/repository/models/{name}/load")
+    async def repository_load(name: str, request: Request) -> Response:
+        control = plane.control
+        check_load_parameters((await _read(request, plane, _Change)).parameters)
+        await control.load(name)
+        return Response()
+
+    @app.post("/v2/repository/models/{name}/unload")
+    async def repository_unload(name: str, request: Request) -> Response:
+        control = plane.control
+        await _read(request, plane, _Change)
+        await control.unload(name)
+        return Response()
 
     for door in (mlflow, tf_serving, torchserve, openai):
         app.include_router(door.router(plane))
     return app
 
 
-def is_model_ready(plane: DataPlane, name: str, version: str) -> bool:
-    """Unknown models are not ready; asking about them is no error."""
+E = TypeVar("E", bound=Callable[..., Any])
+
+
+def _of_a_model(app: FastAPI, what: str) -> Callable[[E], E]:
+    """Answer GET for `what` of a model by its name, by name and version, and by name and alias."""
+
+    def add(endpoint: E) -> E:
+        for path in MODEL:
+            app.get(path + what)(endpoint)
+        return endpoint
+
+    return add
+
+
+class _Index(msgspec.Struct):
+    ready: bool = False
+
+
+class _Change(msgspec.Struct):
+    parameters: dict[str, Any] = {}
+
+
+S = TypeVar("S", _Index, _Change)
+
+
+async def _read(request: Request, plane: DataPlane, kind: type[S]) -> S:
+    """The body as JSON; an empty one asks for nothing in particular."""
+    body = await read_body(request.receive, max_body=plane.settings.limits.body_bytes)
     try:
-        return plane.accepting and plane.find(name, version).ready
-    except (UnknownModel, NotReady):
-        return False
-
-
-def metadata(plane: DataPlane, generation: Generation) -> dict[str, Any]:
-    identity, signature = generation.identity, generation.signature
-    tensors = {
-        kind: [{"name": spec.name, "datatype": spec.datatype, "shape": spec.shape} for spec in specs]
-        for kind, specs in (("inputs", signature.inputs), ("outputs", signature.outputs))
-    }
-    versions = sorted(each.identity.version for each in plane.generations() if each.identity.name == identity.name)
-    properties = {
-        "variant": identity.variant,
-        "digest": identity.digest,
-        "alias": identity.alias,
-        "verified": str(identity.verified).lower(),
-        "version": identity.version,
-    }
-    return {
-        "name": identity.name,
-        "versions": versions,
-        "platform": identity.platform,
-        **tensors,
-        "properties": properties,
-    }
+        return msgspec.json.decode(body, type=kind) if body else kind()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedRequest(f"the body is not what this takes: {error}") from error

@@ -14,6 +14,7 @@ class Code(IntEnum):
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
+    PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     UNIMPLEMENTED = 12
     INTERNAL = 13
@@ -22,6 +23,7 @@ class Code(IntEnum):
 
 HTTP: Mapping[type[SeatrialError], int] = {
     errors.BadRequest: 400,
+    errors.Forbidden: 403,
     errors.UnknownModel: 404,
     errors.TooLarge: 413,
     errors.UnsupportedEncoding: 415,
@@ -32,6 +34,7 @@ HTTP: Mapping[type[SeatrialError], int] = {
 
 GRPC: Mapping[type[SeatrialError], Code] = {
     errors.BadRequest: Code.INVALID_ARGUMENT,
+    errors.Forbidden: Code.PERMISSION_DENIED,
     errors.UnknownModel: Code.NOT_FOUND,
     errors.TooLarge: Code.RESOURCE_EXHAUSTED,
     errors.UnsupportedEncoding: Code.UNIMPLEMENTED,
