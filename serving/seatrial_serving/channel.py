@@ -33,6 +33,8 @@ class Start(msgspec.Struct, frozen=True, array_like=True, tag=True):
     digest: str
     threads: int
     warm_up: tuple[int, ...]
+    wide_threads: int = 0
+    """Threads of a second session, for batches that are alone; 0 for none."""
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -41,6 +43,8 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     graphs: dict[str, Signature]
     golden: int
     load_s: float
+    wide: bool = False
+    """There is a second session, on all cores."""
 
 
 class Unfit(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -65,6 +69,7 @@ class Run(msgspec.Struct, frozen=True, array_like=True, tag=True):
     slot: int
     graph: str
     inputs: tuple[Part, ...]
+    wide: bool = False
 
 
 class Ran(msgspec.Struct, frozen=True, array_like=True, tag=True):

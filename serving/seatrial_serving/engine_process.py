@@ -13,15 +13,18 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TypeAlias
 
-from seatrial.bundle import Bundle, open_bundle
+from seatrial.bundle import open_bundle
 from seatrial.errors import EngineFailed, SeatrialError
 from seatrial_serving.channel import MAX_MESSAGE, Failed, Ran, Ready, Run, Slot, Start, Unfit, decode_to_engine, encode
 from seatrial_serving.engines import Engine, open_engine
-from seatrial_serving.engines.proof import replay, warm_up
+from seatrial_serving.engines.proof import fastest_s, replay, warm_up
 
 MAX_SLOTS = 16
 MAX_WORDS = 4000
+WORTH_ALL_CORES_S = 0.001
+"""Of a row that takes less, a part for each core is not worth dividing."""
 
 
 def main(descriptor: int) -> None:
@@ -35,47 +38,54 @@ def main(descriptor: int) -> None:
     assert isinstance(start, Start), f"the first message was {start!r}: this is a bug"
     slots = [Slot(received) for received in descriptors]
     try:
-        engine = _load(start, gateway)
+        engines = _load(start, gateway)
     except SeatrialError as error:
         gateway.send(encode(Unfit(type(error).__name__, str(error)[:MAX_WORDS])))
         return
-    _answer_batches(engine, slots, gateway)
+    _answer_batches(engines, slots, gateway)
 
 
-def _load(start: Start, gateway: socket.socket) -> Engine:
+Engines: TypeAlias = tuple[Engine, Engine]
+"""The one with this process's share of the cores, and the one with all of them; the same where that is not worth it."""
+
+
+def _load(start: Start, gateway: socket.socket) -> Engines:
     began = time.monotonic()
     path = Path(start.path)
-    golden = 0
-    if path.is_dir():
-        bundle = open_bundle(path, expected=start.digest or None)
-        bundle.verify()
-        engine = open_engine(bundle, threads=start.threads)
-        golden = _prove(engine, bundle, start)
-    else:
-        engine = _open_bare(path, start)
-    gateway.send(encode(Ready(dict(engine.graphs), golden, time.monotonic() - began)))
-    return engine
+    narrow, golden = _open(path, start, threads=start.threads, wide=False)
+    wide = narrow
+    if start.wide_threads > start.threads and fastest_s(narrow) > WORTH_ALL_CORES_S:
+        wide, _ = _open(path, start, threads=start.wide_threads, wide=True)
+    gateway.send(encode(Ready(dict(narrow.graphs), golden, time.monotonic() - began, wide is not narrow)))
+    return narrow, wide
 
 
-def _prove(engine: Engine, bundle: Bundle, start: Start) -> int:
+def _open(path: Path, start: Start, *, threads: int, wide: bool) -> tuple[Engine, int]:
+    """An engine that is warm, and how many golden requests it has answered as it should."""
+    if not path.is_dir():
+        return _open_bare(path, start, threads=threads, wide=wide), 0
+    bundle = open_bundle(path, expected=start.digest or None)
+    bundle.verify()
+    engine = open_engine(bundle, threads=threads, spinning=wide)
     warm_up(engine, batch_sizes=start.warm_up)
-    return replay(engine, bundle)
+    return engine, replay(engine, bundle)
 
 
-def _open_bare(path: Path, start: Start) -> Engine:
+def _open_bare(path: Path, start: Start, *, threads: int, wide: bool) -> Engine:
     """A bare ONNX file has nothing to be verified against: it is warmed up and shown as unverified."""
     from seatrial_serving.engines.onnxruntime import OnnxRuntime, read_signature
 
-    engine = OnnxRuntime({"main": path}, signature=read_signature(path), options={}, threads=start.threads)
+    signature = read_signature(path)
+    engine = OnnxRuntime({"main": path}, signature=signature, options={}, threads=threads, spinning=wide)
     warm_up(engine, batch_sizes=start.warm_up[:1])
     return engine
 
 
-def _answer_batches(engine: Engine, slots: list[Slot], gateway: socket.socket) -> None:
+def _answer_batches(engines: Engines, slots: list[Slot], gateway: socket.socket) -> None:
     while message := gateway.recv(MAX_MESSAGE):
         run = decode_to_engine(message)
         assert isinstance(run, Run), f"expected a batch, got {run!r}: this is a bug"
-        gateway.send(encode(_answer(engine, slots[run.slot], run)))
+        gateway.send(encode(_answer(engines[run.wide], slots[run.slot], run)))
 
 
 def _answer(engine: Engine, slot: Slot, run: Run) -> Ran | Failed:

@@ -9,9 +9,10 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from seatrial.bundle import MAIN
 from seatrial.errors import DeadlinePassed, EngineFailed, NotReady, SeatrialError, WrongInput
@@ -21,6 +22,7 @@ from seatrial.settings import Serving
 from seatrial.tensors import Array, Signature, check_text
 from seatrial_monitoring.metrics import GenerationFacts, ModelMetrics
 from seatrial_serving.batching import Queue, Waiting
+from seatrial_serving.breadth import Breadth
 from seatrial_serving.workers import SLOTS, Batch, Inputs, Outputs, Request, Worker
 
 SWEEP_S = 0.05
@@ -56,7 +58,10 @@ class State(StrEnum):
     CLOSED = "closed"
 
 
-Spawn = Callable[[], Awaitable[Worker]]
+class Spawn(Protocol):
+    """Starts an engine; a `wide` one is to hold, where that is worth it, a second session on all cores."""
+
+    def __call__(self, *, wide: bool) -> Awaitable[Worker]: ...
 
 
 class Generation:
@@ -81,6 +86,7 @@ class Generation:
         self._default_level = settings.batching.level(0)
         self._queue_s = (settings.batching.queue_timeout_ms or math.inf) / 1000
         self._compute_s = 0.0
+        self._breadth = Breadth()
         self._dispatching: asyncio.Handle | None = None
         self._sweeping: asyncio.Handle | None = None
         self._drained = asyncio.Event()
@@ -94,8 +100,8 @@ class Generation:
     async def start(
         cls, identity: Identity, spawn: Spawn, *, count: int, metrics: ModelMetrics, settings: Serving
     ) -> "Generation":
-        """Start `count` engines at once. Raises what the first of them refused with, with none left behind."""
-        started = await asyncio.gather(*(spawn() for _ in range(count)), return_exceptions=True)
+        """Start `count` engines at once, the first of them wide. Raises what the first of them refused with, with none left behind."""
+        started = await asyncio.gather(*(spawn(wide=not number) for number in range(count)), return_exceptions=True)
         workers = [worker for worker in started if not isinstance(worker, BaseException)]
         refused = next((refusal for refusal in started if isinstance(refusal, BaseException)), None)
         if refused is not None:
@@ -174,6 +180,8 @@ class Generation:
         for waiting, answer in zip(batch.requests, outputs, strict=True):
             waiting.deliver(answer)
         self._compute_s += 0.1 * (compute_s - self._compute_s)
+        if batch.alone:
+            self._breadth.learn(batch.size_bytes, wide=batch.wide, took_s=compute_s)
         self.metrics.computed(compute_s, rows=batch.rows, requests=len(batch.requests))
         self._dispatch()
 
@@ -221,7 +229,7 @@ class Generation:
         while self.state is not State.CLOSED:
             await asyncio.sleep(min(self._backoff_s, LONGEST_BACKOFF_S))
             try:
-                worker = await self._spawn()
+                worker = await self._spawn(wide=not any(each.wide for each in self._workers))
             except SeatrialError as error:
                 log.error("%s: no replacement for the dead engine: %s", self.identity, error)
                 self._backoff_s = max(FIRST_BACKOFF_S, self._backoff_s * 2)
@@ -281,14 +289,21 @@ class Generation:
             requests = self._queue.take(max_rows=self._rows_to_take(), now=now)
             if not requests:
                 break
-            rows = sum(waiting.rows for waiting in requests)
-            if not worker.run(Batch(requests=requests, rows=rows, sent=now, graph=requests[0].graph)):
+            if not worker.run(self._batch(requests, worker, now)):
                 self._queue.put_back(requests)
                 continue
             for waiting in requests:
                 waiting.started = now
                 self.metrics.queue_s.observe(now - waiting.arrived)
         self._note_if_drained()
+
+    def _batch(self, requests: list[Request], worker: Worker, now: float) -> Batch:
+        rows = sum(waiting.rows for waiting in requests)
+        batch = Batch(requests=requests, rows=rows, sent=now, graph=requests[0].graph)
+        if worker.wide:
+            batch.alone = not self._queue and not any(each.held for each in self._workers)
+            batch.wide = batch.alone and self._breadth.choose(batch.size_bytes)
+        return batch
 
     def _wait_for_company(self) -> bool:
         """Whether the batch is small and its first request young enough to be held back, as the settings may want."""
@@ -311,7 +326,7 @@ class Generation:
     def _free_worker(self) -> Worker | None:
         """The engine with the least to do, if it may take one more."""
         ahead = SLOTS if self._compute_s < SHORT_COMPUTE_S else 1
-        least = min(self._workers, key=lambda worker: len(worker.held), default=None)
+        least = min(self._workers, key=lambda worker: (len(worker.held), not worker.wide), default=None)
         return least if least is not None and len(least.held) < ahead else None
 
     def _sweep(self) -> None:

@@ -21,6 +21,8 @@ from seatrial_serving.workers import Batch, Load, Outputs, Owner, slice_outputs
 
 
 class LocalEngine:
+    wide = False
+
     def __init__(self, engine: Engine, *, load_s: float, golden: int) -> None:
         self.graphs, self.load_s, self.golden = engine.graphs, load_s, golden
         self._engine = engine

@@ -25,7 +25,7 @@ class EngineProcess:
         self, process: asyncio.subprocess.Process, link: socket.socket, ready: channel.Ready, slots: list[channel.Slot]
     ) -> None:
         self.graphs: Mapping[str, Signature] = ready.graphs
-        self.load_s, self.golden = ready.load_s, ready.golden
+        self.load_s, self.golden, self.wide = ready.load_s, ready.golden, ready.wide
         self._process, self._link, self._slots = process, link, slots
         self._free = list(range(len(slots)))
         self._held: dict[int, tuple[Batch, int]] = {}
@@ -45,7 +45,7 @@ class EngineProcess:
                 env=os.environ | FRUGAL,
             )
         slots = [channel.Slot.create(0) for _ in range(SLOTS)]
-        start = channel.Start(str(load.path), load.digest, load.threads, load.warm_up)
+        start = channel.Start(str(load.path), load.digest, load.threads, load.warm_up, load.wide_threads)
         try:
             socket.send_fds(ours, [channel.encode(start)], [slot.descriptor for slot in slots])
             ours.setblocking(False)
@@ -102,7 +102,7 @@ class EngineProcess:
         ]
         parts = self._slots[slot].place(tensors)
         try:
-            self._link.send(channel.encode(channel.Run(self._next, slot, batch.graph, parts)))
+            self._link.send(channel.encode(channel.Run(self._next, slot, batch.graph, parts, batch.wide)))
         except OSError as error:
             self._lost(f"its socket broke: {error}")
             return False

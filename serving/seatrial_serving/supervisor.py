@@ -258,7 +258,7 @@ class Supervisor:
             count, threads = self._share(target.path)
             new = await Generation.start(
                 identity,
-                lambda: EngineProcess.start(self._load(target, identity, threads)),
+                lambda *, wide: EngineProcess.start(self._load(target, identity, threads, wide=wide)),
                 count=count,
                 metrics=metrics,
                 settings=self._settings.serving,
@@ -287,11 +287,12 @@ class Supervisor:
         await generation.drain()
         log.info("%s %s has ended", generation.identity, generation.identity.variant)
 
-    def _load(self, target: Target, identity: Identity, threads: int) -> Load:
+    def _load(self, target: Target, identity: Identity, threads: int, *, wide: bool) -> Load:
         return Load(
             path=target.path,
             digest=identity.digest,
             threads=threads,
+            wide_threads=cores() if wide and self._settings.serving.engines.threads is None else 0,
             warm_up=(1, self._settings.serving.batching.max_size),
             start_s=self._settings.serving.engines.start_s,
         )

@@ -32,6 +32,8 @@ class Load:
     threads: int
     warm_up: tuple[int, ...]
     start_s: float
+    wide_threads: int = 0
+    """Threads of a second session, for batches that are alone; 0 for none."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -40,6 +42,14 @@ class Batch:
     rows: int
     sent: float = 0.0
     graph: str = MAIN
+    alone: bool = False
+    """Nothing else was being computed when it was sent."""
+    wide: bool = False
+    """It runs on all cores."""
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(request.size_bytes for request in self.requests)
 
 
 class Owner(Protocol):
@@ -56,6 +66,8 @@ class Worker(Protocol):
     graphs: Mapping[str, Signature]
     load_s: float
     golden: int
+    wide: bool
+    """Whether it can run a batch on all cores."""
 
     @property
     def pid(self) -> int: ...

@@ -35,6 +35,10 @@ class ScriptedEngine:
     held: list[Batch] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     held_back: bool = False
+    wide: bool = False
+    compute_s: dict[bool, float] = field(default_factory=lambda: {False: 0.001, True: 0.001})
+    """What it says a batch took, on its share of the cores and on all."""
+    widths: list[bool] = field(default_factory=list)
     closed: bool = False
     owner: Owner | None = None
 
@@ -45,6 +49,7 @@ class ScriptedEngine:
         assert len(self.held) < SLOTS
         self.held.append(batch)
         self.sizes.append(batch.rows)
+        self.widths.append(batch.wide)
         if not self.held_back:
             asyncio.get_running_loop().call_soon(self.answer)
         return True
@@ -62,7 +67,7 @@ class ScriptedEngine:
             self.owner.failed(self, batch, EngineFailed("refused"))
         else:
             outputs = [Tensor("y", DataType.FP32, linear(x))]
-            self.owner.answered(self, batch, slice_outputs(outputs, batch.requests), 0.001)
+            self.owner.answered(self, batch, slice_outputs(outputs, batch.requests), self.compute_s[batch.wide])
 
     def kill(self) -> None:
         assert self.owner is not None
@@ -77,7 +82,7 @@ class ScriptedEngine:
 async def generation(
     spawn: Callable[[], object], *, count: int = 1, serving: Serving | None = None
 ) -> AsyncIterator[Generation]:
-    async def start() -> Worker:
+    async def start(*, wide: bool) -> Worker:  # noqa: ARG001 - what the engine is, `spawn` decides
         made = spawn()
         return await made if asyncio.iscoroutine(made) else made  # type: ignore[return-value] # either
 

@@ -37,9 +37,10 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def open_engine(bundle: Bundle, *, threads: int) -> Engine:
+def open_engine(bundle: Bundle, *, threads: int, spinning: bool = False) -> Engine:
     """Load the graphs of `bundle`, which is trusted to be what its digest says. Nothing is run yet.
 
+    `spinning` threads wait for each other without sleeping: sooner on idle cores, ruinous beside a busy neighbour.
     Raises `EngineUnavailable` where this machine or installation has not got what the bundle needs.
     """
     manifest = bundle.manifest
@@ -51,7 +52,7 @@ def open_engine(bundle: Bundle, *, threads: int) -> Engine:
         raise EngineUnavailable(
             f"{bundle.path} wants the engine '{manifest.engine.name}'; there are {sorted(OPENERS)}"
         ) from None
-    engine = opener(bundle, threads)
+    engine = opener(bundle, threads, spinning)
     if not manifest.preprocessing and not manifest.postprocessing:
         return engine
     from seatrial_serving.engines.processing import Embedding
@@ -59,7 +60,7 @@ def open_engine(bundle: Bundle, *, threads: int) -> Engine:
     return Embedding(engine, bundle)
 
 
-def _onnxruntime(bundle: Bundle, threads: int) -> Engine:
+def _onnxruntime(bundle: Bundle, threads: int, spinning: bool) -> Engine:
     try:
         from seatrial_serving.engines.onnxruntime import OnnxRuntime
     except ModuleNotFoundError as missing:
@@ -69,8 +70,9 @@ def _onnxruntime(bundle: Bundle, threads: int) -> Engine:
         signature=bundle.manifest.signature,
         options=bundle.manifest.engine.options,
         threads=threads,
+        spinning=spinning,
     )
 
 
-OPENERS: Mapping[str, Callable[[Bundle, int], Engine]] = {"onnxruntime": _onnxruntime}
+OPENERS: Mapping[str, Callable[[Bundle, int, bool], Engine]] = {"onnxruntime": _onnxruntime}
 """Engines by the name that a manifest gives them. Adding one here enrols it in the shared contract tests."""

@@ -41,10 +41,20 @@ Options = Mapping[str, str | int | float | bool]
 
 
 class OnnxRuntime:
-    def __init__(self, graphs: Mapping[str, Path], *, signature: Signature, options: Options, threads: int) -> None:
+    def __init__(
+        self,
+        graphs: Mapping[str, Path],
+        *,
+        signature: Signature,
+        options: Options,
+        threads: int,
+        spinning: bool = False,
+    ) -> None:
         self.signature = signature
         self.graphs = {MAIN: signature}
-        self._sessions = {name: _open(path, options=options, threads=threads) for name, path in graphs.items()}
+        self._sessions = {
+            name: _open(path, options=options, threads=threads, spinning=spinning) for name, path in graphs.items()
+        }
         self._outputs = [spec.name for spec in signature.outputs]
         self._text = frozenset(spec.name for spec in signature.inputs if spec.datatype is DataType.BYTES)
 
@@ -85,13 +95,13 @@ def _spec(value: ort.NodeArg) -> TensorSpec:
     return TensorSpec(name=value.name, datatype=DATATYPES[value.type], shape=shape)
 
 
-def _open(path: Path, *, options: Options, threads: int) -> ort.InferenceSession:
+def _open(path: Path, *, options: Options, threads: int, spinning: bool = False) -> ort.InferenceSession:
     session_options = ort.SessionOptions()
     session_options.intra_op_num_threads = threads
     session_options.inter_op_num_threads = 1
     session_options.log_severity_level = 3
-    # A spinning thread is fast on an idle machine and ruinous beside a busy neighbour.
-    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session_options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    session_options.add_session_config_entry("session.force_spinning_stop", "1")  # at the end of each run
     for name, value in options.items():
         session_options.add_session_config_entry(name, str(value))
     try:
