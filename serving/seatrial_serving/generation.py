@@ -100,7 +100,7 @@ class Generation:
     async def start(
         cls, identity: Identity, spawn: Spawn, *, count: int, metrics: ModelMetrics, settings: Serving
     ) -> "Generation":
-        """Start `count` engines at once, the first of them wide. Raises what the first of them refused with, with none left behind."""
+        """Start `count` engines at once, one of them wide. Raises what the first refused with; then none is left behind."""
         started = await asyncio.gather(*(spawn(wide=not number) for number in range(count)), return_exceptions=True)
         workers = [worker for worker in started if not isinstance(worker, BaseException)]
         refused = next((refusal for refusal in started if isinstance(refusal, BaseException)), None)

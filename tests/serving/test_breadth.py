@@ -18,6 +18,7 @@ from seatrial_serving.breadth import TRY_AGAIN_EVERY, Breadth
 from seatrial_serving.generation import Generation
 from seatrial_serving.remote import EngineProcess
 from seatrial_serving.workers import Batch, Load, Outputs, Request, Worker
+from tests.conditions import soon
 from tests.serving.models import linear_onnx, save
 from tests.serving.scripted import ScriptedEngine, generation
 
@@ -80,12 +81,9 @@ async def test_a_lone_batch_goes_the_faster_way_and_company_never_goes_wide(fast
         engine.widths.clear()
         engine.held_back = True
         first = asyncio.create_task(ask(on, 1))
-        while not engine.held:
-            await asyncio.sleep(0)
+        await soon(lambda: engine.held)
         others = asyncio.create_task(ask(on, 3))
-        while not (first.done() and others.done()):
-            engine.answer()
-            await asyncio.sleep(0)
+        await soon(lambda: engine.answer() or (first.done() and others.done()))
         assert engine.widths[0] == faster
 
 
@@ -97,9 +95,8 @@ async def test_what_comes_while_another_batch_runs_stays_narrow() -> None:
         asking = []
         for _ in range(2):
             asking.append(asyncio.create_task(ask(on, 1)))
-            before = len(wide.widths + narrow.widths)
-            while len(wide.widths + narrow.widths) == before:
-                await asyncio.sleep(0)
+            sent = len(asking)
+            await soon(lambda sent=sent: len(wide.widths + narrow.widths) == sent)
         assert (wide.widths, narrow.widths) == ([True], [False])
         wide.answer()
         narrow.answer()
