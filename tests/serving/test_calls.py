@@ -89,7 +89,7 @@ def raw(channel: grpc.Channel, method: str = "ModelInfer") -> "grpc.UnaryUnaryMu
 
 
 def test_a_compressed_message_is_bounded_by_what_it_unpacks_to(channel: grpc.Channel) -> None:
-    with pytest.raises(grpc.RpcError, match=f"unpacks to more than {BODY_LIMIT} bytes") as caught:
+    with pytest.raises(grpc.RpcError, match=f"expands to more than {BODY_LIMIT} bytes") as caught:
         raw(channel)(bytes(BODY_LIMIT + 1), compression=grpc.Compression.Gzip, timeout=30)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 

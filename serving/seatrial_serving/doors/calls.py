@@ -7,23 +7,22 @@ a `Streaming` one is a coroutine that reads and sends. Source: gRPC over HTTP2 (
 import asyncio
 import logging
 import struct
-import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote
 
-from seatrial.errors import MalformedRequest, SeatrialError, TooLarge, UnsupportedEncoding
+from seatrial.errors import MalformedRequest, SeatrialError, TooLarge
+from seatrial_serving.doors.compression import FORMATS, IDENTITY, compress, expand
 from seatrial_serving.doors.http2 import WINDOW, Headers, MalformedHead, Stream
 from seatrial_serving.doors.status import Code, grpc_code
 
 PREFIX = struct.Struct(">BL")
-ENCODINGS = {b"identity": 0, b"gzip": zlib.MAX_WBITS | 16, b"deflate": zlib.MAX_WBITS}
-"""Message encodings that we speak, and what zlib calls them."""
 HEADER_OVERHEAD = 32
 """What RFC 9113 (6.5.2) adds to each header when it measures a list of them."""
-WORTH_COMPRESSING = 1024
+LARGEST_COMPRESSED = 64 * 1024
+"""An answer over this is sent as it is: everybody else would wait for its compression."""
 MOST_WORDS = 1000
 """Characters of a status message: however they are escaped, they fit into one frame with the other trailers."""
 PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
@@ -51,7 +50,7 @@ def _string(text: bytes) -> bytes:
 
 
 BEGINNING = b"\x88" + literal(b"content-type", b"application/grpc")  # 0x88 is `:status: 200`
-ACCEPTED = literal(b"grpc-accept-encoding", b",".join(ENCODINGS))
+ACCEPTED = literal(b"grpc-accept-encoding", ",".join((IDENTITY, *FORMATS)).encode())
 FINE = literal(b"grpc-status", b"0")
 NO_GRPC = literal(b":status", b"415") + literal(b"content-length", b"0")
 TOO_MANY_HEADERS = (
@@ -66,8 +65,8 @@ class Head(NamedTuple):
 
     path: str
     timeout_s: float | None
-    encoding: bytes
-    takes: frozenset[bytes]
+    encoding: str
+    takes: frozenset[str]
     """Encodings that the client reads."""
     refusal: bytes
     """The header block to answer with, if the headers alone rule the call out."""
@@ -100,8 +99,8 @@ class Calls:
         return Head(
             path=given[b":path"].decode("latin-1"),
             timeout_s=None if timeout is None else _seconds(timeout),
-            encoding=given.get(b"grpc-encoding", b"identity"),
-            takes=frozenset(given.get(b"grpc-accept-encoding", b"").replace(b" ", b"").split(b",")),
+            encoding=given.get(b"grpc-encoding", IDENTITY.encode()).decode("latin-1"),
+            takes=frozenset(given.get(b"grpc-accept-encoding", b"").decode("latin-1").replace(" ", "").split(",")),
             refusal=self._refusal(headers, given.get(b"content-type", b"")),
         )
 
@@ -163,7 +162,7 @@ class Call:
             trailers += literal(b"grpc-message", quote(words[:MOST_WORDS], safe=PLAIN).encode())
         self._stream.send(trailers=trailers if self._begun else self._beginning() + trailers)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """End with the status of `error`; one that is not ours is a bug, and its words stay here."""
         if isinstance(error, SeatrialError):
             self.end(grpc_code(error), str(error))
@@ -175,20 +174,21 @@ class Call:
         if self._begun:
             return b""
         self._begun = True
-        if self.head.encoding == b"identity":
+        if self.head.encoding == IDENTITY:
             return BEGINNING
-        return BEGINNING + ACCEPTED + (literal(b"grpc-encoding", self.head.encoding) if self._compresses else b"")
+        encoding = literal(b"grpc-encoding", self.head.encoding.encode()) if self._compresses else b""
+        return BEGINNING + ACCEPTED + encoding
 
     @property
     def _compresses(self) -> bool:
         """Answers are compressed as the request was, if its client reads that."""
-        return self.head.encoding in ENCODINGS and self.head.encoding in self.head.takes
+        return self.head.encoding in FORMATS and self.head.encoding in self.head.takes
 
     def _framed(self, message: bytes) -> bytes:
-        if self.head.encoding != b"identity" and len(message) >= WORTH_COMPRESSING and self._compresses:
-            packer = zlib.compressobj(level=1, wbits=ENCODINGS[self.head.encoding])
-            packed = packer.compress(message) + packer.flush()
-            return PREFIX.pack(1, len(packed)) + packed
+        if self.head.encoding != IDENTITY and len(message) <= LARGEST_COMPRESSED and self._compresses:
+            packed = compress(message, self.head.encoding)
+            if packed is not None:
+                return PREFIX.pack(1, len(packed)) + packed
         return PREFIX.pack(0, len(message)) + message
 
     def _length(self, data: bytes | bytearray) -> int:
@@ -199,27 +199,13 @@ class Call:
         return PREFIX.size + int(length)
 
     def _unframed(self, data: bytes) -> bytes:
-        """The message in `data`, prefix and all. Raises `MalformedRequest`, `TooLarge` or `UnsupportedEncoding`."""
+        """What is in the framed message `data`. Raises `MalformedRequest`, `TooLarge` or `UnsupportedEncoding`."""
         message = data[PREFIX.size :]
         if not data[0]:
             return message
-        encoding = self.head.encoding
-        if encoding not in ENCODINGS:
-            raise UnsupportedEncoding(
-                f"the message is encoded as {encoding.decode('latin-1')!r}; send {b', '.join(ENCODINGS).decode()}"
-            )
-        if data[0] > 1 or encoding == b"identity":
+        if data[0] > 1 or self.head.encoding == IDENTITY:
             raise MalformedRequest("the message is marked as compressed, but no grpc-encoding says how")
-        unpacker = zlib.decompressobj(wbits=ENCODINGS[encoding])
-        try:
-            unpacked = unpacker.decompress(message, self._max_message + 1)
-        except zlib.error as error:
-            raise MalformedRequest(f"the message is not {encoding.decode()}: {error}") from error
-        if len(unpacked) > self._max_message:
-            raise TooLarge(f"the message unpacks to more than {self._max_message} bytes (serving.limits.body_bytes)")
-        if not unpacker.eof:
-            raise MalformedRequest(f"the message is {encoding.decode()} that ends too soon")
-        return unpacked
+        return expand(message, self.head.encoding, max_body=self._max_message)
 
 
 class UnaryCall(Call):
@@ -248,11 +234,21 @@ class UnaryCall(Call):
                 data = bytes(self._body)
             if len(data) < PREFIX.size or len(data) != self._length(data):
                 raise MalformedRequest("the call does not carry exactly one whole message")
-            message = self._unframed(data)
         except SeatrialError as error:
             self.fail(error)
+            return
+        if data[0]:  # in a thread, so that nobody else waits for it
+            unpacking = asyncio.get_running_loop().run_in_executor(None, self._unframed, data)
+            unpacking.add_done_callback(self._unpacked)
         else:
-            self._answer(self, message)
+            self._answer(self, data[PREFIX.size :])
+
+    def _unpacked(self, message: "asyncio.Future[bytes]") -> None:
+        error = message.exception()
+        if error is not None:
+            self.fail(error)
+        elif self.open:  # its client may have gone
+            self._answer(self, message.result())
 
     def stop(self) -> None:
         """Its answer is waited for."""
@@ -320,7 +316,7 @@ class Conversation(Call):
             while self._messages:
                 framed = self._messages.popleft()
                 self._use_up(len(framed))
-                yield self._unframed(framed)
+                yield await asyncio.to_thread(self._unframed, framed) if framed[0] else framed[PREFIX.size :]
             if self._trouble is not None:
                 raise self._trouble
             if not self._more or self.stopping:
