@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -83,7 +84,12 @@ async def test_a_lone_batch_goes_the_faster_way_and_company_never_goes_wide(fast
         first = asyncio.create_task(ask(on, 1))
         await soon(lambda: engine.held)
         others = asyncio.create_task(ask(on, 3))
-        await soon(lambda: engine.answer() or (first.done() and others.done()))
+
+        def answered() -> bool:
+            engine.answer()
+            return first.done() and others.done()
+
+        await soon(answered)
         assert engine.widths[0] == faster
 
 
@@ -95,8 +101,7 @@ async def test_what_comes_while_another_batch_runs_stays_narrow() -> None:
         asking = []
         for _ in range(2):
             asking.append(asyncio.create_task(ask(on, 1)))
-            sent = len(asking)
-            await soon(lambda sent=sent: len(wide.widths + narrow.widths) == sent)
+            await soon(lambda: len(wide.widths + narrow.widths) == len(asking))
         assert (wide.widths, narrow.widths) == ([True], [False])
         wide.answer()
         narrow.answer()
@@ -120,13 +125,13 @@ class Answers:
     def __init__(self) -> None:
         self.got: asyncio.Queue[Outputs] = asyncio.Queue()
 
-    def answered(self, worker: Worker, batch: Batch, outputs: list[Outputs], compute_s: float) -> None:  # noqa: ARG002
+    def answered(self, worker: Worker, batch: Batch, outputs: Sequence[Outputs], compute_s: float) -> None:  # noqa: ARG002
         self.got.put_nowait(outputs[0])
 
     def failed(self, worker: Worker, batch: Batch, error: SeatrialError) -> None:  # noqa: ARG002
         raise error
 
-    def died(self, worker: Worker, held: list[Batch], reason: str) -> None:  # noqa: ARG002
+    def died(self, worker: Worker, held: Sequence[Batch], reason: str) -> None:  # noqa: ARG002
         raise AssertionError(reason)
 
 
