@@ -14,7 +14,7 @@ from benchmarks.tables import table
 
 
 def measure(model: str, *, progress: Progress) -> str:
-    """The section of `benchmarks/README.md`. The home must hold the model: `seatrial train cifar10-resnet`."""
+    """The section of `benchmarks/README.md`. The home must hold the model: `seatrial train cifar10-resnet18`."""
     task = progress.add_task("int8", total=1)
     command = [sys.executable, "-m", "seatrial", "export", model, "--json"]
     done = subprocess.run(command, capture_output=True, check=False)
