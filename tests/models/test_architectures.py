@@ -92,5 +92,5 @@ def test_a_wrong_option_is_named(options: dict[str, Any], says: str) -> None:
 
 
 def test_an_unknown_architecture() -> None:
-    with pytest.raises(InvalidRecipe, match="there is no architecture 'resnet'; did you mean 'resnet18'"):
+    with pytest.raises(InvalidRecipe, match="there is no architecture 'resnet'; did you mean 'resnet9'"):
         architecture("resnet")
