@@ -18,7 +18,13 @@ def mine(tmp_path: Path) -> Path:
 
 
 def test_the_recipes_that_the_issue_names_come_with_us() -> None:
-    assert list(built_in_recipes()) == ["cifar10-resnet", "clinc150-transformer", "digits-cnn", "digits-mlp"]
+    assert list(built_in_recipes()) == [
+        "cifar10-resnet",
+        "cifar10-resnet18",
+        "clinc150-transformer",
+        "digits-cnn",
+        "digits-mlp",
+    ]
 
 
 @pytest.mark.parametrize("recipe", built_in_recipes().values(), ids=lambda recipe: recipe.name)
