@@ -23,7 +23,7 @@ PLENTY = 10**6
         ([b"gzip"], "gzip"),
         ([b"deflate"], "deflate"),
         ([b"gzip, deflate, br"], "gzip"),
-        ([b"deflate, gzip"], "gzip"),
+        ([b"deflate, gzip"], "deflate"),
         ([b"deflate", b"gzip;q=0.5"], "deflate"),
         ([b"gzip;q=0.5, deflate;q=0.8"], "deflate"),
         ([b"GZIP ; q=1"], "gzip"),

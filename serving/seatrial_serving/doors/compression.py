@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from seatrial.errors import MalformedRequest, TooLarge, UnsupportedEncoding
 
 FORMATS: Mapping[str, int] = {"gzip": 31, "deflate": 15}
-"""What zlib calls them (`wbits`), the one that we prefer first."""
+"""What zlib calls them (`wbits`)."""
 IDENTITY = "identity"
 SMALLEST = 1024
 """Shorter bodies are not worth it."""
@@ -21,11 +21,12 @@ FAST = 1
 def choose(accepted: Iterable[bytes]) -> str:
     """The encoding of an answer to a request with these `Accept-Encoding` headers; empty where it is sent as it is.
 
-    The highest quality wins; where they are equal, any compression before none, as Triton does it.
+    The highest quality wins; where they are equal, any compression before none, and what was named first, as Triton does it.
     """
     quality = _qualities(b",".join(accepted).decode("latin-1").lower())
     other = quality.get("*", 0.0)
-    best = max(FORMATS, key=lambda name: quality.get(name, other))
+    named = [name for name in quality if name in FORMATS]
+    best = max([*named, *FORMATS], key=lambda name: quality.get(name, other))
     wanted = quality.get(best, other)
     return best if wanted > 0 and wanted >= quality.get(IDENTITY, 0.0) else ""
 
