@@ -74,6 +74,18 @@ async def test_requests_that_arrive_together_share_batches_within_the_bound() ->
         assert engine.sizes == [8, 8, 4]
 
 
+async def test_requests_to_different_graphs_share_no_batch() -> None:
+    engine = ScriptedEngine(graphs={"main": SIGNATURE, "other": SIGNATURE}, held_back=True)
+    async with generation(lambda: engine) as on:
+        request = InferRequest((Tensor("x", DataType.FP32, np.ones((1, 4), np.float32)),))
+        waiting = [on.admit(request, arrived=0, deadline=math.inf, graph=graph) for graph in ("main", "other", "main")]
+        await asyncio.sleep(0)
+        assert [(batch.graph, batch.rows) for batch in engine.held] == [("main", 2), ("other", 1)]
+        engine.answer()
+        engine.answer()
+        await asyncio.gather(*map(answer, waiting))
+
+
 async def test_a_small_batch_waits_for_company_only_as_long_as_the_settings_want() -> None:
     engine = ScriptedEngine()
     serving = Serving(batching=Batching(max_size=4, max_delay_ms=20))
