@@ -89,6 +89,7 @@ def bundle(place: Path) -> Bundle:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_openais_client_gets_is_what_the_authors_code_computes(place: Path, bundle: Bundle) -> None:
     expected = np.load(place / "embeddings.npy")
     with (
