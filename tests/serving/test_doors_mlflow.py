@@ -1,5 +1,6 @@
 """MLflow's and SageMaker's door: the same bodies go to MLflow's own scoring code, and the answers are compared."""
 
+import gzip
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -134,6 +135,13 @@ def test_what_is_wrong_is_said_in_mlflows_form(
     assert invoke(server, {"inputs": X}).status_code == 200
 
 
+def test_a_body_may_come_compressed_and_is_bounded_by_what_it_expands_to(server: Server) -> None:
+    body = gzip.compress(json.dumps({"inputs": X}).encode())
+    assert invoke(server, body, content_encoding="gzip").json() == {"predictions": linear(X).tolist()}
+    assert invoke(server, gzip.compress(b" " * 70_000), content_encoding="gzip").status_code == 413
+    assert invoke(server, body[:-9], content_encoding="gzip").status_code == 400
+
+
 def test_each_request_is_counted_and_logged_under_the_doors_own_name(server: Server) -> None:
     labels = {"model": "linear", "protocol": "mlflow"}
     before = {
@@ -142,7 +150,7 @@ def test_each_request_is_counted_and_logged_under_the_doors_own_name(server: Ser
     }
     assert invoke(server, {"inputs": X}).status_code == 200
     assert invoke(server, "{").status_code == 400
-    assert invoke(server, {"inputs": X}, content_encoding="gzip").status_code == 415
+    assert invoke(server, {"inputs": X}, content_encoding="br").status_code == 415
     assert server.total("seatrial_requests_total", outcome="ok", **labels) == before["ok"] + 1
     assert server.total("seatrial_requests_total", outcome="client_error", **labels) == before["client_error"] + 2
     until(lambda: server.log()[-1].get("error") == "UnsupportedEncoding")

@@ -12,10 +12,11 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from seatrial.errors import Broken, MalformedRequest, SeatrialError, UnsupportedEncoding
+from seatrial.errors import Broken, MalformedRequest, SeatrialError
 from seatrial_monitoring.series import Protocol
 from seatrial_serving.data_plane import DataPlane, Exchange
-from seatrial_serving.doors.infer import ClientLeft, read_body, refusal
+from seatrial_serving.doors.compression import expand
+from seatrial_serving.doors.infer import ClientLeft, read_body, read_head, refusal
 from seatrial_serving.doors.rows import write_json
 from seatrial_serving.generation import Generation
 
@@ -68,11 +69,11 @@ class Door:
         return Response(write_json(self.refuse(status, error)), status, kept, media_type="application/json")
 
     async def body(self, request: Request) -> bytes:
-        """Raises `TooLarge` or `UnsupportedEncoding`."""
-        encoding = request.headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            raise UnsupportedEncoding(f"the body is encoded as {encoding!r}; send it as it is")
-        return await read_body(request.receive, max_body=self.plane.settings.limits.body_bytes)
+        """Expanded, where it came compressed. Raises `TooLarge`, `UnsupportedEncoding` or `MalformedRequest`."""
+        max_body = self.plane.settings.limits.body_bytes
+        head = read_head("", "", request.scope["headers"], max_body=max_body)
+        body = await read_body(request.receive, max_body=max_body)
+        return await asyncio.to_thread(expand, body, head.encoding, max_body=max_body) if head.encoding else body
 
     def _only_model(self) -> str:
         if self.plane.settings.doors.model:
