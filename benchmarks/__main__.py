@@ -27,7 +27,9 @@ SECTIONS = ("serving", "startup", "int8")
     "--bundle", type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="The digits bundle to serve. By default one is trained and exported first.",
 )  # fmt: skip
-@click.option("--resnet", default="cifar10-resnet18/1", show_default=True, help="The model version that `int8` exports.")
+@click.option(
+    "--resnet", default="cifar10-resnet18/1", show_default=True, help="The model version that `int8` exports."
+)
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", default=3, show_default=True, help="Of each measurement of a server.")
 @click.option("--write/--no-write", default=True, show_default=True, help="Whether to change benchmarks/README.md.")
