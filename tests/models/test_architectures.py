@@ -94,3 +94,31 @@ def test_a_wrong_option_is_named(options: dict[str, Any], says: str) -> None:
 def test_an_unknown_architecture() -> None:
     with pytest.raises(InvalidRecipe, match="there is no architecture 'resnet'; did you mean 'resnet9'"):
         architecture("resnet")
+
+
+def test_resnet9_may_take_the_largest_before_or_after_it_normalizes() -> None:
+    torch.manual_seed(0)
+    module: Any = build("resnet9", {"pixels": [3, 16, 16], "classes": 10, "width": 4})
+    module.train()(torch.randn(8, 3, 16, 16))  # so that there are statistics to normalize with
+    halving, x = module.eval().layer2, torch.randn(5, 8, 8, 8)
+    nn.init.normal_(halving.normalization.bias)
+    served = halving(x)
+    as_trained = halving.activation(halving.normalization(halving.pool(halving.convolution(x))))
+    assert served.shape == (5, 16, 4, 4)
+    assert torch.equal(served, as_trained)
+    assert 0 < (served == 0).float().mean() < 1, "ReLU cut some off"
+
+
+def test_resnet9_mirrored_answers_the_mean_of_both_sides() -> None:
+    config = {"pixels": [3, 16, 16], "classes": 10, "width": 4}
+    plain, mirrored = build("resnet9", config), build("resnet9", config | {"mirrored": True})
+    mirrored.load_state_dict(plain.state_dict())
+    x = torch.randn(5, 3, 16, 16)
+    for module in (plain, mirrored):
+        module.eval()
+    torch.testing.assert_close(mirrored(x), (plain(x) + plain(x.flip(-1))) / 2)
+    assert torch.equal(mirrored(x), mirrored(x.flip(-1)))
+    assert not torch.equal(plain(x), plain(x.flip(-1)))
+    for module in (plain, mirrored):
+        module.train()
+    assert torch.equal(mirrored(x), plain(x)), "in training there is one side"

@@ -61,9 +61,9 @@ def test_every_parameter_learns(case: Case) -> None:
     logits = module(**case.example(batch=16))
     loss = nn.functional.cross_entropy(logits, torch.arange(16) % logits.shape[1])
     torch.autograd.backward(loss)
-    still = [name for name, weight in module.named_parameters() if weight.grad is None or not weight.grad.any()]
-    assert still == []
-    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in module.parameters())
+    learning = {name: weight.grad for name, weight in module.named_parameters() if weight.requires_grad}
+    assert [name for name, gradient in learning.items() if gradient is None or not gradient.any()] == []
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in learning.values())
 
 
 @every_architecture
