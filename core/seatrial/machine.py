@@ -61,6 +61,13 @@ def memory_bytes(root: Path = Path("/")) -> int:
     return min([_physical_memory(root), *limits])
 
 
+def free_memory_bytes(root: Path = Path("/")) -> int:
+    """Memory that may still be taken before the kernel kills somebody: what is left of the machine's, of our cgroup's and of
+    its parents'. The page cache that can be dropped counts as left."""
+    left = [_limit_left(directory) for directory in _cgroup_directories(root)]
+    return max(0, min([_available_memory(root), *(each for each in left if each is not None)]))
+
+
 def resident_bytes(pid: int) -> int:
     """Resident memory of a process, shared pages included; 0 if it has just ended."""
     text = _read(Path(f"/proc/{pid}/statm"))
@@ -85,10 +92,20 @@ def _cpu_info(root: Path) -> dict[str, str]:
 
 
 def _physical_memory(root: Path) -> int:
+    return _memory_info(root, "MemTotal") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _available_memory(root: Path) -> int:
+    available = _memory_info(root, "MemAvailable")
+    return _physical_memory(root) if available is None else available
+
+
+def _memory_info(root: Path, name: str) -> int | None:
+    """A line of `/proc/meminfo`, in bytes."""
     for line in (_read(root / "proc/meminfo") or "").splitlines():
-        if line.startswith("MemTotal:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def _cgroup_directories(root: Path) -> list[Path]:
@@ -122,6 +139,17 @@ def _cpu_quota(directory: Path) -> float | None:
 def _memory_limit(directory: Path) -> int | None:
     text = (_read(directory / "memory.max") or _read(directory / "memory.limit_in_bytes") or "max").strip()
     return None if text == "max" else int(text)
+
+
+def _limit_left(directory: Path) -> int | None:
+    """What a cgroup may still take, None where it has no limit or does not say."""
+    limit = _memory_limit(directory)
+    used = _read(directory / "memory.current") or _read(directory / "memory.usage_in_bytes")
+    if limit is None or used is None:
+        return None
+    statistics = dict(line.split() for line in (_read(directory / "memory.stat") or "").splitlines())
+    droppable = int(statistics.get("total_inactive_file") or statistics.get("inactive_file") or 0)
+    return limit - int(used) + droppable
 
 
 def _read(path: Path) -> str | None:

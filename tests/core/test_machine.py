@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from seatrial.machine import cores, memory_bytes, this_machine
+from seatrial.machine import cores, free_memory_bytes, memory_bytes, this_machine
 
 GIB = 2**30
 
@@ -70,8 +70,41 @@ def test_without_cgroups_the_affinity_and_the_physical_memory_count(tmp_path: Pa
     assert memory_bytes(root) == 8 * GIB
 
 
+AVAILABLE = "MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n"
+
+
+def test_what_is_left_of_the_machine_s_memory_is_what_the_kernel_calls_available(tmp_path: Path) -> None:
+    assert free_memory_bytes(kernel(tmp_path, {"proc/meminfo": AVAILABLE})) == 4 * GIB
+
+
+@pytest.mark.parametrize(("used", "left"), [(GIB, 1.5 * GIB), (3 * GIB, 0)])
+def test_what_is_left_of_a_cgroup_counts_the_cache_that_can_be_dropped(tmp_path: Path, used: int, left: int) -> None:
+    pod = "sys/fs/cgroup/pod"
+    files = {
+        "proc/meminfo": AVAILABLE,
+        "proc/self/cgroup": "0::/pod/app\n",
+        f"{pod}/app/memory.max": "max",
+        f"{pod}/memory.max": str(2 * GIB),
+        f"{pod}/memory.current": str(used),
+        f"{pod}/memory.stat": f"anon 1\ninactive_file {GIB // 2}\nactive_file 7",
+    }
+    assert free_memory_bytes(kernel(tmp_path, files)) == left
+
+
+def test_what_is_left_of_a_cgroup_of_v1(tmp_path: Path) -> None:
+    files = {
+        "proc/meminfo": AVAILABLE,
+        "proc/self/cgroup": "4:memory:/pod\n",
+        "sys/fs/cgroup/memory/pod/memory.limit_in_bytes": str(3 * GIB),
+        "sys/fs/cgroup/memory/pod/memory.usage_in_bytes": str(2 * GIB),
+        "sys/fs/cgroup/memory/pod/memory.stat": "inactive_file 5\ntotal_inactive_file 100",
+    }
+    assert free_memory_bytes(kernel(tmp_path, files)) == GIB + 100
+
+
 def test_this_machine_is_described() -> None:
     machine = this_machine()
     assert machine.cores >= 1
     assert machine.memory_bytes > 0
+    assert 0 < free_memory_bytes() <= machine.memory_bytes
     assert machine.cpu
