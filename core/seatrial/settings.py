@@ -118,6 +118,9 @@ class Serving(_Group):
     """How many of the requests that end well are logged, as a part; those that fail are logged all."""
     repository_control: bool = False
     """Whether callers may load and unload models through the model repository API. The index is always there."""
+    cache_bytes: int = Field(default=0, ge=0)
+    """Most bytes of answers that are kept, to be given again to whoever asks exactly the same of the same bundle. 0 keeps
+    none. For models whose answer depends on nothing but the request."""
     batching: Batching = Batching()
     limits: Limits = Limits()
     engines: Engines = Engines()

@@ -16,6 +16,8 @@ from seatrial_monitoring.series import (
     ALIAS_DRIFT,
     BATCH_SIZE,
     BUILD,
+    CACHE_HITS,
+    CACHE_MISSES,
     COMPUTE_DURATION,
     ENGINE_DEATHS,
     ENGINES,
@@ -48,6 +50,7 @@ from seatrial_monitoring.spec import Panel, Query, Row
 _DONE = f'outcome="{Swap.DONE}"'
 BURNING = ("SeatrialAvailabilityBurn", "SeatrialLatencyBurn")
 DEPLOYED = "it changes with a deployment"
+OFF = "the cache is off unless somebody wants it"
 ONE_BUCKET = "a quantile is read off the buckets, and a small model on a quiet machine stays within the first"
 VARIANT = "{{model}} {{version}} {{variant}}"
 SWAPPED = f"{total(('model',), grown(chosen(SWAPS, _DONE), PANEL_WINDOW))} > 0"
@@ -228,6 +231,15 @@ LOAD = Row(
                 Query(_rate(BATCH_SIZE, MODEL, part="count"), f"batches {VARIANT}"),
             ),
             unit="ops",
+        ),
+        Panel(
+            title="Response cache",
+            description="Requests that it answered, and that it was asked for in vain. Both are 0 while it is off.",
+            queries=(
+                Query(_rate(CACHE_HITS, MODEL), f"answered {VARIANT}", steady=OFF),
+                Query(_rate(CACHE_MISSES, MODEL), f"in vain {VARIANT}", steady=OFF),
+            ),
+            unit="reqps",
         ),
         Panel(
             title="Engines busy",

@@ -69,6 +69,9 @@ class ModelMetrics:
         self.engine_deaths = 0
         self.retried = 0
         self.quarantined = 0
+        self.cache_hits = self.cache_misses = 0
+        self.cache_hit_s = 0.0
+        """The part of `request_s` that went to requests that were answered from the cache."""
         self.computed_requests = 0
         self.compute_shared_s = 0.0
         """Compute time as each request of a batch saw it, which is how Triton counts it."""
@@ -174,6 +177,8 @@ class ServingMetrics(Collector):
         yield _counter(series.ENGINE_DEATHS, ((model.labels, model.engine_deaths) for model in models))
         yield _counter(series.RETRIED, ((model.labels, model.retried) for model in models))
         yield _counter(series.QUARANTINED, ((model.labels, model.quarantined) for model in models))
+        yield _counter(series.CACHE_HITS, ((model.labels, model.cache_hits) for model in models))
+        yield _counter(series.CACHE_MISSES, ((model.labels, model.cache_misses) for model in models))
         yield _counter(series.UNKNOWN_MODEL, (((protocol,), n) for protocol, n in self.unknown_model.items()))
         yield _counter(
             series.SWAPS, (((name, outcome), n) for name, by in self.swaps.items() for outcome, n in by.items())

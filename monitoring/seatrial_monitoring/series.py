@@ -141,6 +141,18 @@ QUARANTINED = Series(
     labels=MODEL,
     help="Requests that are not tried again because engines died with them in hand.",
 )
+CACHE_HITS = Series(
+    name="seatrial_cache_hits",
+    kind="counter",
+    labels=MODEL,
+    help="Requests that were answered from the response cache.",
+)
+CACHE_MISSES = Series(
+    name="seatrial_cache_misses",
+    kind="counter",
+    labels=MODEL,
+    help="Requests that the response cache was asked for in vain; 0 while it is off.",
+)
 ENGINES = Series(name="seatrial_engines", kind="gauge", labels=MODEL, help="Engine processes that are ready.")
 LOADED = Series(
     name="seatrial_model_loaded_info",
@@ -190,7 +202,8 @@ BUILD = Series(name="seatrial_build_info", kind="gauge", labels=("seatrial", "py
 
 ALL: tuple[Series, ...] = (
     *(REQUESTS, REQUEST_DURATION, QUEUE_DURATION, COMPUTE_DURATION, BATCH_SIZE, QUEUE_DEPTH, IN_FLIGHT, UNKNOWN_MODEL),
-    *(REJECTED, ENGINE_DEATHS, RETRIED, QUARANTINED, ENGINES, LOADED, LOAD_DURATION, RESIDENT, SWAPS),
+    *(REJECTED, CACHE_HITS, CACHE_MISSES, ENGINE_DEATHS, RETRIED, QUARANTINED),
+    *(ENGINES, LOADED, LOAD_DURATION, RESIDENT, SWAPS),
     *(ALIAS_DRIFT, REGISTRY_AGE, READY, LOG_DROPPED, LOG_WRITTEN, BUILD),
 )
 

@@ -33,6 +33,8 @@ SUMS = {
     "nv_inference_request_duration_us": "Time of all requests, from arrival to answer.",
     "nv_inference_queue_duration_us": "Time that requests waited for an engine.",
     "nv_inference_compute_infer_duration_us": "Time in the engine, for each request of a batch the whole batch's.",
+    "nv_cache_num_hits_per_model": "Requests that were answered from the response cache.",
+    "nv_cache_num_misses_per_model": "Requests that the response cache was asked for in vain.",
 }
 FAILURES = "nv_inference_request_failure"
 PENDING = "nv_inference_pending_request_count"
@@ -62,6 +64,8 @@ def _sums(model: "ModelMetrics") -> dict[str, float]:
         "nv_inference_request_duration_us": model.request_s.total * US,
         "nv_inference_queue_duration_us": model.queue_s.total * US,
         "nv_inference_compute_infer_duration_us": model.compute_shared_s * US,
+        "nv_cache_num_hits_per_model": model.cache_hits,
+        "nv_cache_num_misses_per_model": model.cache_misses,
     }
 
 

@@ -5,22 +5,37 @@ A door translates; timing, ids, outcomes, metrics and the request log live here,
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from seatrial.bundle import MAIN
-from seatrial.errors import BadRequest, DeadlinePassed, Forbidden, NotReady, Overloaded, Refused, TooLarge, UnknownModel
+from seatrial.errors import (
+    BadRequest,
+    DeadlinePassed,
+    Forbidden,
+    NotReady,
+    Overloaded,
+    Refused,
+    SeatrialError,
+    TooLarge,
+    UnknownModel,
+)
 from seatrial.protocol import PRIORITY, TIMEOUT, InferRequest
 from seatrial.settings import Serving
 from seatrial_monitoring.metrics import ServingMetrics
 from seatrial_monitoring.request_log import RequestLog
 from seatrial_monitoring.series import Outcome, Protocol, Rejection
+from seatrial_serving.cache import ResponseCache, fingerprint
 from seatrial_serving.generation import Generation
 from seatrial_serving.repository import Listed, ModelState, Repository
 from seatrial_serving.workers import Outputs, Request
 
 ALIAS = "@"
+
+A = TypeVar("A")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -36,6 +51,8 @@ class Exchange:
     outcome: Outcome = Outcome.OK
     error: str = ""
     waiting: Request | None = None
+    cached: bool = False
+    """It was answered with what an earlier one was answered."""
 
     def leave(self) -> None:
         """The caller has gone: nobody wants the answer."""
@@ -66,10 +83,14 @@ class DataPlane:
     """None where what is served is fixed."""
     accepting: bool = True
     """False once draining began: readiness says no, while requests are still answered."""
+    cache: ResponseCache | None = field(init=False)
     _defaults: dict[str, Generation] = field(default_factory=dict)
     _versions: dict[tuple[str, str], Generation] = field(default_factory=dict)
     _aliases: dict[tuple[str, str], Generation] = field(default_factory=dict)
     _expected: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.cache = ResponseCache(self.settings.cache_bytes) if self.settings.cache_bytes else None
 
     # Which models there are
 
@@ -157,6 +178,56 @@ class DataPlane:
     def begin(self, protocol: Protocol, model: str, version: str = "") -> Exchange:
         return Exchange(protocol=protocol, model=model, version=version, arrived=time.monotonic())
 
+    def answer(
+        self,
+        exchange: Exchange,
+        read: Callable[[], InferRequest],
+        write: Callable[[Exchange, InferRequest, Outputs], A],
+        respond: Callable[[A | Exception], None],
+        *,
+        timeout_s: float | None = None,
+    ) -> None:
+        """The whole of an exchange, without a task: `respond` is called with what `write` makes of the outputs or with what
+        went wrong, at once or later, when the exchange has ended. A caller that left gets nothing."""
+        try:
+            self.locate(exchange)
+            request = read()
+            outputs = self.submit(exchange, request, timeout_s=timeout_s)
+        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
+            self.fail(exchange, error)
+            self.end(exchange)
+            respond(error)
+        else:
+            outputs.add_done_callback(partial(self._answered, exchange, request, write, respond))
+
+    def _answered(
+        self,
+        exchange: Exchange,
+        request: InferRequest,
+        write: Callable[[Exchange, InferRequest, Outputs], A],
+        respond: Callable[[A | Exception], None],
+        outputs: "asyncio.Future[Outputs]",
+    ) -> None:
+        if outputs.cancelled():
+            self.give_up(exchange)
+            return
+        answer: A | Exception
+        try:
+            answer = write(exchange, request, outputs.result())
+        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
+            self.fail(exchange, error)
+            answer = error
+        self.end(exchange)
+        respond(answer)
+
+    def give_up(self, exchange: Exchange) -> None:
+        """The caller has left, before its request was whole or after. It is counted for the model that it asked for."""
+        if exchange.generation is None:
+            with suppress(SeatrialError):
+                self.locate(exchange)
+        self.fail(exchange, asyncio.CancelledError())
+        self.end(exchange)
+
     def submit(
         self, exchange: Exchange, request: InferRequest, *, timeout_s: float | None = None, graph: str = MAIN
     ) -> "asyncio.Future[Outputs]":
@@ -173,6 +244,35 @@ class DataPlane:
             limit_s = min(limit_s, timeout_s)
         if TIMEOUT in request.parameters:
             limit_s = min(limit_s, request.timeout_s)
+        if self.cache is not None and generation.identity.digest:
+            return self._through_cache(self.cache, exchange, generation, request, limit_s=limit_s, graph=graph)
+        return self._admit(exchange, generation, request, limit_s=limit_s, graph=graph)
+
+    def _through_cache(
+        self,
+        cache: ResponseCache,
+        exchange: Exchange,
+        generation: Generation,
+        request: InferRequest,
+        *,
+        limit_s: float,
+        graph: str,
+    ) -> "asyncio.Future[Outputs]":
+        question = fingerprint(generation.identity.digest, graph, request.inputs)
+        if (kept := cache.find(question)) is not None:
+            exchange.cached = True
+            generation.metrics.cache_hits += 1
+            answer = asyncio.get_running_loop().create_future()
+            answer.set_result(kept)
+            return answer
+        answer = self._admit(exchange, generation, request, limit_s=limit_s, graph=graph)
+        generation.metrics.cache_misses += 1
+        answer.add_done_callback(partial(_keep, cache, question))
+        return answer
+
+    def _admit(
+        self, exchange: Exchange, generation: Generation, request: InferRequest, *, limit_s: float, graph: str
+    ) -> "asyncio.Future[Outputs]":
         exchange.waiting = generation.admit(
             request,
             arrived=exchange.arrived,
@@ -200,6 +300,8 @@ class DataPlane:
         else:
             generation.metrics.requests[exchange.protocol][exchange.outcome] += 1
             generation.metrics.request_s.observe(total_s)
+            if exchange.cached:
+                generation.metrics.cache_hit_s += total_s
             if exchange.outcome is not Outcome.OK:
                 generation.metrics.failed_s += total_s
             if (reason := REJECTIONS.get(exchange.error)) is not None:
@@ -213,6 +315,11 @@ class DataPlane:
             self.metrics.unknown_model[exchange.protocol] += 1
         elif exchange.error == NotReady.__name__:
             self.metrics.not_loaded[exchange.model][exchange.protocol] += 1
+
+
+def _keep(cache: ResponseCache, question: bytes, answer: "asyncio.Future[Outputs]") -> None:
+    if not answer.cancelled() and answer.exception() is None:
+        cache.keep(question, answer.result())
 
 
 REJECTIONS = {
@@ -251,6 +358,8 @@ def _record(exchange: Exchange, total_s: float) -> dict[str, Any]:
         "total_ms": round(total_s * 1000, 3),
         "queue_ms": round(exchange.queue_s * 1000, 3),
     }
+    if exchange.cached:
+        record["cached"] = True
     if exchange.error:
         record["error"] = exchange.error
     return record

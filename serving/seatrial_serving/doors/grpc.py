@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
@@ -35,7 +35,6 @@ from seatrial_serving.doors.http2 import Connection
 from seatrial_serving.doors.infer import wanted
 from seatrial_serving.doors.metadata import EXTENSIONS, is_model_ready, metadata
 from seatrial_serving.doors.statistics import statistics
-from seatrial_serving.generation import Generation
 from seatrial_serving.open_inference import POOL, SERVICE, messages
 from seatrial_serving.repository import check_load_parameters
 from seatrial_serving.workers import Outputs
@@ -215,41 +214,8 @@ class Servicer:
     ) -> Exchange:
         """Answer `asked` by calling `respond`, at once or later. A client that has left gets none."""
         exchange = self._plane.begin(Protocol.GRPC, asked.model_name, asked.model_version)
-        try:
-            self._plane.locate(exchange)
-            request = read_request(asked)
-            answer = self._plane.submit(exchange, request, timeout_s=timeout_s)
-        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
-            self._plane.fail(exchange, error)
-            self._plane.end(exchange)
-            respond(error)
-        else:
-            answer.add_done_callback(partial(self._answered, exchange, request, respond))
+        self._plane.answer(exchange, partial(read_request, asked), _write_answer, respond, timeout_s=timeout_s)
         return exchange
-
-    def _answered(
-        self,
-        exchange: Exchange,
-        request: InferRequest,
-        respond: Callable[[messages.ModelInferResponse | Exception], None],
-        outputs: "asyncio.Future[Outputs]",
-    ) -> None:
-        answer: messages.ModelInferResponse | Exception
-        if outputs.cancelled():
-            self._plane.fail(exchange, asyncio.CancelledError())
-            self._plane.end(exchange)
-            return
-        assert exchange.generation is not None, "an answer without a generation: this is a bug"
-        try:
-            answer = write_answer(outputs.result(), request, exchange.generation)
-        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
-            self._plane.fail(exchange, error)
-            answer = error
-        else:
-            identity = exchange.generation.identity
-            answer.model_name, answer.model_version, answer.id = identity.name, identity.version, request.id
-        self._plane.end(exchange)
-        respond(answer)
 
 
 class _Line:
@@ -315,7 +281,7 @@ def _plain(kind: type[M], method: Callable[[M], Message]) -> Unary:
     def answer(call: UnaryCall, message: bytes) -> None:
         try:
             reply = method(_parse(kind, message))
-        except SeatrialError as error:
+        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
             call.fail(error)
         else:
             call.answer(reply.SerializeToString())
@@ -390,12 +356,12 @@ def _read_contents(tensor: messages.ModelInferRequest.InferInputTensor, datatype
     return array.reshape(tensor.shape)
 
 
-def write_answer(
-    outputs: Sequence[Tensor], request: InferRequest, generation: Generation
-) -> messages.ModelInferResponse:
+def _write_answer(exchange: Exchange, request: InferRequest, outputs: Outputs) -> messages.ModelInferResponse:
     """Raw contents always: every client of the protocol reads them, and they cost nothing."""
-    answer = messages.ModelInferResponse()
-    for name, datatype, array in wanted(outputs, request, generation):
+    assert exchange.generation is not None, "an answer without a generation: this is a bug"
+    identity = exchange.generation.identity
+    answer = messages.ModelInferResponse(model_name=identity.name, model_version=identity.version, id=request.id)
+    for name, datatype, array in wanted(outputs, request, exchange.generation):
         answer.outputs.add(name=name, datatype=datatype, shape=array.shape)
         answer.raw_output_contents.append(write_tensor(array, datatype))
     return answer

@@ -97,70 +97,41 @@ class InferDoor:
 
     def answer(self, exchange: Exchange, ask: Ask, body: bytes, respond: Respond) -> None:
         """Answer a whole body by calling `respond`, at once or later, and end the exchange. A client that has left gets none."""
-        try:
-            self._plane.locate(exchange)
-            request = decode_request(body, json_length=ask.json_length)
-            answer = self._plane.submit(exchange, request, timeout_s=ask.timeout_s)
-        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
-            self._finish(exchange, respond, self._failed(exchange, error))
-        else:
-            answer.add_done_callback(partial(self._answered, exchange, request, ask.accepts, respond))
+        self._plane.answer(
+            exchange,
+            partial(decode_request, body, json_length=ask.json_length),
+            _response,
+            partial(self._answered, exchange, ask.accepts, respond),
+            timeout_s=ask.timeout_s,
+        )
 
-    def _answered(
-        self,
-        exchange: Exchange,
-        request: InferRequest,
-        accepts: str,
-        respond: Respond,
-        answer: "asyncio.Future[Outputs]",
-    ) -> None:
-        if answer.cancelled():
-            self.give_up(exchange)
-            return
-        try:
-            response = _response(exchange, request, answer.result())
-        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
-            response = self._failed(exchange, error)
+    def _answered(self, exchange: Exchange, accepts: str, respond: Respond, answer: Response | Exception) -> None:
+        response = _failure(exchange, answer) if isinstance(answer, Exception) else answer
         if not accepts:
-            self._finish(exchange, respond, response)
+            respond(*response)
         elif len(response[-1]) > LARGE:
-            compressing = answer.get_loop().run_in_executor(None, _compressed, response, accepts)
-            compressing.add_done_callback(lambda done: self._finish(exchange, respond, done.result()))
+            compressing = asyncio.get_running_loop().run_in_executor(None, _compressed, response, accepts)
+            compressing.add_done_callback(lambda done: respond(*done.result()))
         else:
-            self._finish(exchange, respond, _compressed(response, accepts))
-
-    def _finish(self, exchange: Exchange, respond: Respond, response: Response) -> None:
-        self._plane.end(exchange)
-        respond(*response)
-
-    def _failed(self, exchange: Exchange, error: Exception) -> Response:
-        self._plane.fail(exchange, error)
-        if isinstance(error, SeatrialError):
-            return refusal(error)
-        log.error("a request to '%s' could not be answered; this is a bug", exchange.model, exc_info=error)
-        return 500, [JSON, (b"content-length", b"27")], b'{"error": "internal error"}'
+            respond(*_compressed(response, accepts))
 
     def give_up(self, exchange: Exchange) -> None:
-        """The client has left, before its request was whole or after. It is counted for the model that it asked for."""
-        if exchange.generation is None:
-            with suppress(SeatrialError):
-                self._plane.locate(exchange)
-        self._plane.fail(exchange, asyncio.CancelledError())
-        self._plane.end(exchange)
+        """The client has left before its request was whole."""
+        self._plane.give_up(exchange)
 
     async def __call__(self, scope: Scope, receive: Any, send: Any, *, model: str, version: str) -> None:
         exchange = self._plane.begin(Protocol.REST, model, version)
         scope["seatrial.exchange"] = exchange  # so that the connection can tell it when the client leaves
         try:
             status, headers, body = await self._respond(exchange, scope, receive)
-        except SeatrialError as error:
-            self._plane.fail(exchange, error)
-            status, headers, body = refusal(error)
         except (ClientLeft, asyncio.CancelledError) as gone:
             self._plane.fail(exchange, asyncio.CancelledError())
             if isinstance(gone, asyncio.CancelledError) and not exchange.left:
                 raise  # the server itself is stopping this task
             return
+        except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
+            self._plane.fail(exchange, error)
+            status, headers, body = _failure(exchange, error)
         finally:
             self._plane.end(exchange)
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -178,6 +149,13 @@ class InferDoor:
         if ask.accepts and len(response[-1]) > LARGE:
             return await asyncio.to_thread(_compressed, response, ask.accepts)
         return _compressed(response, ask.accepts) if ask.accepts else response
+
+
+def _failure(exchange: Exchange, error: Exception) -> Response:
+    if isinstance(error, SeatrialError):
+        return refusal(error)
+    log.error("a request to '%s' could not be answered; this is a bug", exchange.model, exc_info=error)
+    return 500, [JSON, (b"content-length", b"27")], b'{"error": "internal error"}'
 
 
 def _response(exchange: Exchange, request: InferRequest, outputs: Outputs) -> Response:
