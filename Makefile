@@ -46,7 +46,7 @@ demo: install ## the whole life of a model on real data, in a temporary home
 serve: install ## serve the champion of the digits model from this directory's home
 	$(BIN)/seatrial serve digits-cnn@champion
 
-bench: install ## measure, and write benchmarks/README.md's tables
+bench: install ## measure everything (hours, on an idle machine), and write benchmarks/README.md's tables
 	$(BIN)/python -m benchmarks
 
 conformance: install ## judge our server, Triton and BentoML by the protocol, and write docs/conformance.md

@@ -9,6 +9,8 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,6 +18,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.rounds import Lost
 from seatrial.protocol import InferRequest, encode_request
 from seatrial_serving.bench import OK, Result, as_grpc
 from seatrial_serving.open_inference import SERVICE
@@ -36,17 +39,31 @@ DATA = re.compile(r"traffic:.*\((\d+)\) data")
 STATUSES = re.compile(r"status codes: (\d+) 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx")
 
 
-def rest(address: str, model: str, request: InferRequest, *, callers: int, seconds: int, binary: bool = True) -> Result:
-    """Ask with `wrk`. Raises `SystemExit` where it is not installed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post:
+    path: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
+
+
+def v2(model: str, request: InferRequest, *, binary: bool = True) -> Post:
+    """The request over REST, its tensors as binary data or as JSON."""
     body, json_length = encode_request(request, binary=binary)
-    headers = {"Inference-Header-Content-Length": json_length} if binary else {"Content-Type": "application/json"}
+    path = f"/v2/models/{quote(model)}/infer"
+    if not binary:
+        return Post(path=path, body=body)
+    return Post(path=path, body=body, headers={"Inference-Header-Content-Length": str(json_length)})
+
+
+def over_rest(address: str, post: Post, *, callers: int, seconds: int) -> Result:
+    """Ask with `wrk`. Raises `Lost` where the server does not answer."""
     with tempfile.TemporaryDirectory() as folder:
         sent, script = Path(folder) / "body", Path(folder) / "script.lua"
-        sent.write_bytes(body)
-        lines = "\n".join(f'wrk.headers["{name}"] = "{value}"' for name, value in headers.items())
+        sent.write_bytes(post.body)
+        lines = "\n".join(f'wrk.headers["{name}"] = "{value}"' for name, value in post.headers.items())
         script.write_text(SCRIPT.format(body=sent, headers=lines))
-        url = f"http://{address}/v2/models/{quote(model)}/infer"
-        said = _run("wrk", "-t1", f"-c{callers}", f"-d{seconds}s", "-s", str(script), url)
+        load = ("-t1", f"-c{callers}", f"-d{seconds}s", "--timeout", "20s")
+        said = _run("wrk", *load, "-s", str(script), f"http://{address}{post.path}")
     found = json.loads(said.splitlines()[-1])
     return Result(
         requests=found["requests"],
@@ -61,9 +78,12 @@ def rest(address: str, model: str, request: InferRequest, *, callers: int, secon
 
 
 def over_grpc(address: str, model: str, request: InferRequest, *, callers: int, seconds: int) -> Result:
-    """Ask with `h2load`. It sees no gRPC status; an answer counts as good if it is as long as one that was looked at."""
+    """Ask with `h2load`. It sees no gRPC status; an answer counts as good if it is as long as one that was looked at.
+
+    Raises `Lost` where the server does not answer.
+    """
     message = as_grpc(request, model)
-    sent, good = _frame(message), len(_frame(_ask_once(address, message)))
+    sent, good = _frame(message), len(_frame(ask_once(address, message)))
     with tempfile.TemporaryDirectory() as folder:
         body, log = Path(folder) / "body", Path(folder) / "log"
         body.write_bytes(sent)
@@ -71,6 +91,8 @@ def over_grpc(address: str, model: str, request: InferRequest, *, callers: int, 
         load = ("-t1", "-m1", f"-c{callers}", f"-D{seconds}", f"--log-file={log}", "-d", str(body))
         said = _run("h2load", *load, *headers, f"http://{address}{INFER}")
         lines: NDArray[np.int64] = np.loadtxt(log, np.int64, ndmin=2)
+    if not len(lines):
+        raise Lost(f"nothing was answered:\n{said}")
     took_ms = lines[:, 2] / 1000
     answered, received = int(_found(STATUSES, said)), int(_found(DATA, said))
     failed = abs(received - answered * good) // good
@@ -87,10 +109,13 @@ def over_grpc(address: str, model: str, request: InferRequest, *, callers: int, 
     )
 
 
-def _ask_once(address: str, message: bytes) -> bytes:
+def ask_once(address: str, message: bytes) -> bytes:
     with grpc.insecure_channel(address) as channel:
         ask = channel.unary_unary(INFER, request_serializer=bytes, response_deserializer=bytes)
-        answer: bytes = ask(message, timeout=60)
+        try:
+            answer: bytes = ask(message, timeout=60)
+        except grpc.RpcError as error:
+            raise Lost(f"gRPC: {error}") from error
     return answer
 
 
@@ -104,12 +129,12 @@ def _run(tool: str, *arguments: str) -> str:
         raise SystemExit(f"{tool} is not installed: apt-get install wrk nghttp2-client")
     done = subprocess.run([tool, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{tool} {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+        raise Lost(f"{tool} {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
 def _found(pattern: re.Pattern[str], text: str) -> str:
     match = pattern.search(text)
     if match is None:
-        raise SystemExit(f"h2load said nothing like {pattern.pattern}:\n{text}")
+        raise Lost(f"h2load said nothing like {pattern.pattern}:\n{text}")
     return match[1]

@@ -8,20 +8,19 @@ import subprocess
 import sys
 from typing import Any
 
-from rich.progress import Progress
-
+from benchmarks.bench import Bench
 from benchmarks.tables import table
 
 
-def measure(model: str, *, progress: Progress) -> str:
-    """The section of `benchmarks/README.md`. The home must hold the model: `seatrial train cifar10-resnet18`."""
-    task = progress.add_task("int8", total=1)
+def measure(bench: Bench, model: str) -> str:
+    """The home must hold the model: `seatrial train cifar10-resnet18`."""
+    task = bench.progress.add_task("int8", total=1)
     command = [sys.executable, "-m", "seatrial", "export", model, "--json"]
     done = subprocess.run(command, capture_output=True, check=False)
     if not done.stdout:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr.decode()[-3000:]}")
     report = json.loads(done.stdout)
-    progress.advance(task)
+    bench.progress.advance(task)
     base = next(c for c in report["rows"] if c["compression"] == [] and c["precision"] == "fp32")
     rows = [_row(candidate, base) for candidate in report["rows"]]
     columns = ["variant", "batch 1, ms", "a row at the best batch, ms", "times as fast", "MB", "accuracy", "verdict"]

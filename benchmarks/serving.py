@@ -1,121 +1,81 @@
-"""The digits model, one row a request: our server, Triton on the same bundle, bare servers, the raw engine.
+"""The digits model, one row a request: our server, Triton on the same bundle, plain FastAPI, bare servers, the raw session.
 
-All servers run from the beginning to the end, idle but for the one that is being asked. Every round asks each of them at
-every concurrency, starting with another one, so that what disturbs the machine disturbs all alike; a figure is the
-median over the rounds. The clients run on the same cores as the servers.
+All servers run from the beginning to the end, idle but for the one that is being asked. Ours does all that it does by
+default: it validates, counts, and writes one log line a request. The clients run on the same cores as the servers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
+from functools import partial
 
-import numpy as np
-from rich.progress import Progress
-
-from benchmarks import clients
-from benchmarks.raw import rows_per_second
-from benchmarks.started import started
-from benchmarks.tables import table
-from seatrial.bundle import open_bundle
-from seatrial.protocol import InferRequest, Tensor
-from seatrial_serving.bench import Result
+from benchmarks.bench import Bench, case, over_grpc, rest, seatrial, triton
+from benchmarks.clients import v2
+from benchmarks.intervals import Promise, promises
+from benchmarks.models import graph, request
+from benchmarks.peer import FASTAPI
+from benchmarks.raw import CASE, Raw
+from benchmarks.rounds import Rounds, Trial, p50_ms, p99_ms, play
+from benchmarks.started import Revived, started
 
 CALLERS = (1, 8, 32, 64)
-PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--json")
-RAW = ((1, 1), (2, 1), (2, 64))
-"""Callers and batch of the raw engine."""
-COMPARED = {"REST binary": ("Triton, REST binary", "bare ASGI"), "gRPC": ("Triton, gRPC", "bare grpc.aio")}
+LOADED = 32
+RAW = (
+    Raw(callers=1, threads=1, rows=1),
+    Raw(callers=2, threads=1, rows=1),
+    Raw(callers=2, threads=1, rows=64),
+)
+OURS, TRITON, HELLO = "Seatrial, REST binary", "Triton, REST binary", "bare ASGI"
+OUR_JSON, TRITON_JSON, PLAIN = "Seatrial, REST JSON", "Triton, REST JSON", "plain FastAPI, two workers, JSON"
+OUR_GRPC, TRITON_GRPC, HELLO_GRPC = "Seatrial, gRPC", "Triton, gRPC", "bare grpc.aio"
+NAMES = (OURS, TRITON, HELLO, OUR_JSON, TRITON_JSON, PLAIN, OUR_GRPC, TRITON_GRPC, HELLO_GRPC)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contender:
-    name: str
-    ask: Callable[..., Result]
-    address: str
-
-
-def measure(bundle: Path, *, rounds: int, seconds: int, progress: Progress) -> str:
-    """The section of `benchmarks/README.md`."""
-    manifest = open_bundle(bundle).manifest
-    rows = [
-        Tensor(spec.name, spec.datatype, np.zeros([1, *spec.shape[1:]], spec.datatype.numpy))
-        for spec in manifest.signature.inputs
-    ]
-    request = InferRequest(tuple(rows), parameters={"binary_data_output": True})
-    results: dict[tuple[str, int], list[Result]] = {}
-    raw: dict[tuple[int, int], list[float]] = {}
+def measure(bench: Bench) -> str:
     with ExitStack() as running:
-        contenders = list(_contenders(bundle, running))
-        task = progress.add_task("serving", total=rounds * (len(contenders) * len(CALLERS) + len(RAW)))
-        for number in range(rounds):
-            for contender in contenders[number % len(contenders) :] + contenders[: number % len(contenders)]:
-                for callers in CALLERS:
-                    result = contender.ask(
-                        contender.address, manifest.model.name, request, callers=callers, seconds=seconds
-                    )
-                    if result.failed:
-                        raise SystemExit(f"{contender.name} failed: {result.outcomes}")
-                    results.setdefault((contender.name, callers), []).append(result)
-                    progress.advance(task)
-            for callers, batch in RAW:
-                found = rows_per_second(bundle, callers=callers, batch=batch, seconds=seconds)
-                raw.setdefault((callers, batch), []).append(found)
-                progress.advance(task)
-    parts = (_throughput(contenders, results), _ratios(results), _latency(contenders, results), _raw(raw))
-    return "\n\n".join(parts)
+        trials = list(_trials(bench, running))
+        rounds = play(trials, rounds=bench.rounds, progress=bench.progress, title="serving")
+    cases = [case(callers) for callers in CALLERS]
+    parts = (
+        promises(_promises(rounds)),
+        rounds.throughput(NAMES, cases),
+        rounds.latency(NAMES, cases),
+        rounds.throughput([str(raw) for raw in RAW], [CASE]).replace("requests/s", "rows/s"),
+        rounds.losses(),
+    )
+    return "\n\n".join(filter(None, parts))
 
 
-def _contenders(bundle: Path, running: ExitStack) -> Iterator[Contender]:
-    ours = running.enter_context(started("seatrial", "serve", str(bundle), "--no-request-log", *PORTS)).addresses
-    triton = running.enter_context(started("seatrial", "triton", "serve", str(bundle), *PORTS)).addresses
-    hello = running.enter_context(started("benchmarks.hello")).addresses
-    yield Contender(name="Seatrial, REST binary", ask=clients.rest, address=ours["http"])
-    yield Contender(name="Triton, REST binary", ask=clients.rest, address=triton["http"])
-    yield Contender(name="bare ASGI", ask=clients.rest, address=hello["http"])
-    yield Contender(name="Seatrial, gRPC", ask=clients.over_grpc, address=ours["grpc"])
-    yield Contender(name="Triton, gRPC", ask=clients.over_grpc, address=triton["grpc"])
-    yield Contender(name="bare grpc.aio", ask=clients.over_grpc, address=hello["grpc"])
+def _trials(bench: Bench, running: ExitStack) -> Iterator[Trial]:
+    bundle, seconds = bench.models.digits, bench.seconds
+    name, asked = bundle.manifest.model.name, request(bundle.manifest.signature)
+    ours, theirs = running.enter_context(Revived(seatrial(bundle))), running.enter_context(Revived(triton(bundle)))
+    hello = running.enter_context(Revived(partial(started, "benchmarks.hello")))
+    fastapi = running.enter_context(Revived(partial(FASTAPI.start, graph(bundle), bench.place)))
+    for callers in CALLERS:
+        for of, server in ((OURS, ours), (TRITON, theirs), (HELLO, hello)):
+            yield rest(of, server, v2(name, asked), callers, seconds)
+        for of, server in ((OUR_GRPC, ours), (TRITON_GRPC, theirs), (HELLO_GRPC, hello)):
+            yield over_grpc(of, server, name, asked, callers, seconds)
+    for of, server in ((OUR_JSON, ours), (TRITON_JSON, theirs), (PLAIN, fastapi)):
+        yield rest(of, server, v2(name, asked._replace(parameters={}), binary=False), LOADED, seconds)
+    for raw in RAW:
+        yield raw.trial(graph(bundle), seconds=seconds)
 
 
-Results = dict[tuple[str, int], list[Result]]
-
-
-def _throughput(contenders: list[Contender], results: Results) -> str:
-    rows = [
-        [each.name, *(f"{median(r.per_second for r in results[each.name, c]):,.0f}" for c in CALLERS)]
-        for each in contenders
+def _promises(rounds: Rounds) -> list[Promise]:
+    c32, c64 = rounds.ratio(OURS, TRITON, "c=32"), rounds.ratio(OURS, TRITON, "c=64")
+    grpc, alone = rounds.ratio(OUR_GRPC, HELLO_GRPC, "c=32"), str(RAW[0])
+    above_raw_ms = rounds.difference(OURS, alone, "c=1", p50_ms, to_case=CASE)
+    loaded = ("c=32", "c=64")
+    return [
+        Promise("REST, c=32: >= 1.35 of Triton's requests/s, surely 1.2", c32, at_least=1.35, surely=1.2),
+        Promise("REST, c=64: >= 1.25 of Triton's requests/s, surely 1.1", c64, at_least=1.25, surely=1.1),
+        *(Promise(f"REST, {c}: p99 <= Triton's", rounds.ratio(OURS, TRITON, c, p99_ms), at_most=1) for c in loaded),
+        *(Promise(f"REST, {c}: >= 0.55 of bare ASGI", rounds.ratio(OURS, HELLO, c), at_least=0.55) for c in loaded),
+        Promise("JSON, c=32: >= 2.5 of plain FastAPI", rounds.ratio(OUR_JSON, PLAIN, "c=32"), at_least=2.5),
+        Promise("JSON, c=32: >= 0.9 of Triton's", rounds.ratio(OUR_JSON, TRITON_JSON, "c=32"), at_least=0.9),
+        Promise("gRPC, c=32: >= 0.6 of an empty grpc.aio handler", grpc, at_least=0.6),
+        Promise("REST, c=1: p50 <= 0.30 ms above the raw session's", above_raw_ms, at_most=0.3),
+        Promise("REST, c=1: p50 < Triton's", rounds.ratio(OURS, TRITON, "c=1", p50_ms), at_most=1),
+        Promise("not promised: gRPC, c=32, to Triton's", rounds.ratio(OUR_GRPC, TRITON_GRPC, "c=32"), at_least=0),
     ]
-    return table(["requests/s", *(f"c={callers}" for callers in CALLERS)], rows)
-
-
-def _ratios(results: Results) -> str:
-    """Round by round, so that what disturbs a round disturbs both; the median, and the range that holds 90 % of medians."""
-
-    def cell(name: str, other: str, callers: int) -> str:
-        pairs = zip(results[name, callers], results[other, callers], strict=True)
-        ratios = np.array([this.per_second / that.per_second for this, that in pairs])
-        drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
-        low, high = np.percentile(np.median(drawn, axis=1), (5, 95))
-        return f"{np.median(ratios):.2f} ({low:.2f} to {high:.2f})"
-
-    compared = [(f"Seatrial, {way}", other) for way, others in COMPARED.items() for other in others]
-    rows = [[f"{name}, to {other}", *(cell(name, other, c) for c in CALLERS)] for name, other in compared]
-    return table(["requests/s, ratio", *(f"c={callers}" for callers in CALLERS)], rows)
-
-
-def _latency(contenders: list[Contender], results: Results) -> str:
-    def cell(name: str, callers: int) -> str:
-        found = results[name, callers]
-        return f"{median(r.p50_ms for r in found):.2f} / {median(r.p99_ms for r in found):.2f}"
-
-    rows = [[each.name, *(cell(each.name, callers) for callers in CALLERS)] for each in contenders]
-    return table(["p50 / p99 ms", *(f"c={callers}" for callers in CALLERS)], rows)
-
-
-def _raw(raw: dict[tuple[int, int], list[float]]) -> str:
-    rows = [
-        [f"{callers} of one thread, batch {batch}", f"{median(found):,.0f}"] for (callers, batch), found in raw.items()
-    ]
-    return table(["raw ONNX Runtime", "rows/s"], rows)

@@ -5,20 +5,20 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 
-from rich.progress import Progress
-
+from benchmarks.bench import PORTS, Bench
+from benchmarks.intervals import Interval, Promise, promises, ratio
 from benchmarks.started import started
 from benchmarks.tables import table
 
-MIB = 2**20
+MB = 10**6
 IMPORTS = {
     "python -c 'import onnxruntime'": "import onnxruntime",
     "python -c pass": "pass",
 }
 RESIDENT = "import psutil; print(psutil.Process().memory_info().rss)"
+OURS, TRITON, HELP = "seatrial serve, two engine processes", "seatrial triton serve", "seatrial --help"
 
 
 @dataclass(slots=True)
@@ -28,31 +28,41 @@ class _Found:
     own: list[int] = field(default_factory=list)
 
 
-def measure(bundle: Path, *, rounds: int, progress: Progress) -> str:
-    """The section of `benchmarks/README.md`: medians over interleaved rounds."""
+def measure(bench: Bench) -> str:
+    """Medians over interleaved rounds."""
+    bundle = str(bench.models.digits.path)
     servers = {
-        "seatrial serve, two engine processes": ("seatrial", "serve", str(bundle)),
-        "seatrial serve --engines 1": ("seatrial", "serve", str(bundle), "--engines", "1"),
-        "seatrial triton serve": ("seatrial", "triton", "serve", str(bundle)),
+        OURS: ("seatrial", "serve", bundle),
+        "seatrial serve --engines 1": ("seatrial", "serve", bundle, "--engines", "1"),
+        TRITON: ("seatrial", "triton", "serve", bundle),
     }
-    found = {name: _Found() for name in (*servers, *IMPORTS, "seatrial --help")}
-    task = progress.add_task("startup", total=rounds * len(found))
-    for _ in range(rounds):
+    found = {name: _Found() for name in (*servers, *IMPORTS, HELP)}
+    task = bench.progress.add_task("startup", total=bench.rounds * len(found))
+    for _ in range(bench.rounds):
         for name, command in servers.items():
-            with started(*command, "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--json") as running:
+            with started(*command, *PORTS) as running:
                 found[name].seconds.append(running.ready_s)
                 found[name].resident.append(running.resident_bytes)
                 found[name].own.append(running.own_bytes)
-            progress.advance(task)
+            bench.progress.advance(task)
         for name, code in IMPORTS.items():
             found[name].seconds.append(_seconds("-c", code))
             said = subprocess.run([sys.executable, "-c", f"{code}; {RESIDENT}"], capture_output=True, check=True).stdout
             found[name].resident.append(int(said))
-            progress.advance(task)
-        found["seatrial --help"].seconds.append(_seconds("-m", "seatrial", "--help"))
-        progress.advance(task)
-    rows = [[name, f"{median(f.seconds):.2f}", _mib(f.resident), _mib(f.own)] for name, f in found.items()]
-    return table(["", "s", "RSS MiB", "PSS MiB"], rows)
+            bench.progress.advance(task)
+        found[HELP].seconds.append(_seconds("-m", "seatrial", "--help"))
+        bench.progress.advance(task)
+    rows = [[name, f"{median(f.seconds):.2f}", _mb(f.resident), _mb(f.own)] for name, f in found.items()]
+    return f"{promises(_promises(found))}\n\n" + table(["", "s", "RSS MB", "PSS MB"], rows)
+
+
+def _promises(found: dict[str, _Found]) -> list[Promise]:
+    seconds, own = found[OURS].seconds, [own / MB for own in found[OURS].own]
+    return [
+        Promise("start to ready <= 1.5 s", Interval.of(seconds), at_most=1.5),
+        Promise("start to ready <= Triton's", ratio(seconds, found[TRITON].seconds), at_most=1),
+        Promise("PSS with one gateway <= 220 MB", Interval.of(own), at_most=220),
+    ]
 
 
 def _seconds(*arguments: str) -> float:
@@ -61,5 +71,5 @@ def _seconds(*arguments: str) -> float:
     return time.perf_counter() - began
 
 
-def _mib(found: list[int]) -> str:
-    return f"{median(found) / MIB:,.0f}" if found else ""
+def _mb(found: list[int]) -> str:
+    return f"{median(found) / MB:,.0f}" if found else ""

@@ -94,10 +94,7 @@ class _Tally:
 
 async def bench(plan: Plan) -> Result:
     """Put the load of `plan` on the server. Raises `NotReady` where it does not answer, `InvalidSource` for bad samples."""
-    metadata = await _metadata(plan)
-    request = InferRequest(_inputs(metadata, plan), parameters={"binary_data_output": plan.protocol == "rest"})
-    async with AsyncExitStack() as stack:
-        calls = [await stack.enter_async_context(_caller(plan, request)) for _ in range(plan.callers)]
+    async with callers(plan) as calls:
         load = _open_loop if plan.rate else _closed_loop
         await load(calls, plan, plan.warm_up_s)
         began = time.perf_counter()
@@ -199,6 +196,15 @@ def _read_samples(path: Path) -> dict[str, Array]:
 
 
 # How to ask
+
+
+@asynccontextmanager
+async def callers(plan: Plan) -> AsyncIterator[list[Call]]:
+    """As many as `plan` wants, all asking the same. Raises as `bench` does."""
+    metadata = await _metadata(plan)
+    request = InferRequest(_inputs(metadata, plan), parameters={"binary_data_output": plan.protocol == "rest"})
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(_caller(plan, request)) for _ in range(plan.callers)]
 
 
 @asynccontextmanager

@@ -1,0 +1,223 @@
+"""Alias swaps and killed engines under open-loop load, at half of what the server can do.
+
+The registry is a real one, and the alias is moved by the promotion API: gates, ledger, alias. A round is a steady time, four
+swaps and one `kill -9` of an engine; fifty rounds make 200 swaps and 50 kills. REST and gRPC are asked at the same time, each
+at a quarter of what it reached alone in a closed loop with the same client. A swap counts from the alias's move until the
+server answers with the other version and the old engines have gone; the gates before it are in neither time.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+import uvloop
+
+from benchmarks.bench import PORTS, Bench
+from benchmarks.intervals import Interval, Promise, promises
+from benchmarks.models import DIGITS, VERSIONS
+from benchmarks.open_loop import Asked, load
+from benchmarks.started import Running, started
+from benchmarks.tables import table
+from seatrial.settings import Settings
+from seatrial_promotion.promote import Promotion, promote
+from seatrial_serving.bench import Plan, Protocol
+from seatrial_serving.bench import bench as closed_loop
+from tests.digits import ExportedDigits
+
+SWAPS, KILLS = 4, 1
+"""In a round."""
+SHARE = 0.5
+CONNECTIONS = 64
+CAPACITY_CALLERS = 32
+QUEUE_S = 3.0
+"""How many seconds of the load the queue has room for."""
+MOST_S = 60.0
+LOOK_EVERY_S = 0.02
+WATCHER, ENGINE = "seatrial.registry.watch", "seatrial_serving.engine_process"
+MB = 10**6
+
+Window = tuple[float, float]
+
+
+@dataclass(slots=True)
+class _Round:
+    steady: Window
+    swaps: list[Window] = field(default_factory=list)
+    kills: list[Window] = field(default_factory=list)
+
+
+def measure(bench: Bench) -> str:
+    with tempfile.TemporaryDirectory(prefix="seatrial-swaps-") as place:
+        settings = ExportedDigits(home=bench.models.digits_home).copy(Path(place) / "home").settings
+        _promote(VERSIONS[0], settings)
+        rates = _half(settings, bench.seconds)
+        return _measure(bench, settings, rates)
+
+
+def _measure(bench: Bench, settings: Settings, rates: dict[str, float]) -> str:
+    task = bench.progress.add_task("swaps", total=bench.rounds * (SWAPS + KILLS))
+    queue = {"SEATRIAL_SERVING__BATCHING__MAX_QUEUE": str(max(1024, round(QUEUE_S * sum(rates.values()))))}
+    with started("seatrial", "serve", f"{DIGITS}@champion", *PORTS, environment=_home(settings) | queue) as server:
+        before = _own_bytes(server)
+        turns: list[_Round] = []
+        with ExitStack() as stack:
+            rest = stack.enter_context(load(_plan(server, "rest", rate=rates["rest"])))
+            grpc = stack.enter_context(load(_plan(server, "grpc", rate=rates["grpc"])))
+            for _ in range(bench.rounds):
+                server.forget_output()
+                turns.append(_round(server, settings, bench.seconds, lambda: bench.progress.advance(task)))
+        after = _own_bytes(server)
+    return _found(turns, {"REST": rest, "gRPC": grpc}, rates, (before, after))
+
+
+def _round(server: Running, settings: Settings, seconds: float, advance: Callable[[], None]) -> _Round:
+    began = time.monotonic()
+    time.sleep(seconds)
+    turn = _Round(steady=(began, time.monotonic()))
+    for _ in range(SWAPS):
+        turn.swaps.append(_swap(server, settings))
+        advance()
+    for _ in range(KILLS):
+        turn.kills.append(_kill(server))
+        advance()
+    return turn
+
+
+def _swap(server: Running, settings: Settings) -> Window:
+    to = VERSIONS[1] if _served(server) == VERSIONS[0] else VERSIONS[0]
+    old = set(_engines(server))
+    _promote(to, settings)
+    began = time.monotonic()
+    _until(lambda: _served(server) == to and not old & set(_engines(server)), f"version {to} alone")
+    return began, time.monotonic()
+
+
+def _kill(server: Running) -> Window:
+    old = _engines(server)
+    began = time.monotonic()
+    old[0].kill()
+    _until(lambda: old[0] not in (now := _engines(server)) and len(now) == len(old), "another engine")
+    _until(lambda: _ready(server), "readiness")
+    return began, time.monotonic()
+
+
+def _promote(version: str, settings: Settings) -> None:
+    waivers = {"quality": "the benchmark goes back and forth between two versions"}
+    promote(Promotion(name=DIGITS, version=version, waivers=waivers, by="benchmark"), settings)
+
+
+def _served(server: Running) -> str:
+    answer = httpx.get(f"http://{server.addresses['http']}/v2/models/{DIGITS}", timeout=30).raise_for_status()
+    return str(answer.json()["versions"][0])
+
+
+def _ready(server: Running) -> bool:
+    return httpx.get(f"http://{server.addresses['http']}/v2/health/ready", timeout=30).is_success
+
+
+def _engines(server: Running) -> list[psutil.Process]:
+    return [process for process in server.processes if ENGINE in _command(process)]
+
+
+def _command(process: psutil.Process) -> str:
+    """Empty for one that has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _own_bytes(server: Running) -> int:
+    """Without the watcher of the registry, which is MLflow's memory."""
+    return sum(p.memory_full_info().pss for p in server.processes if WATCHER not in _command(p))
+
+
+def _until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + MOST_S
+    while not holds():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"waited {MOST_S:g} s for {what}")
+        time.sleep(LOOK_EVERY_S)
+
+
+# The load
+
+
+def _half(settings: Settings, seconds: float) -> dict[str, float]:
+    """Half of what the server can do, requests a second: a half of each way's share."""
+    rates: dict[str, float] = {}
+    ways: tuple[Protocol, ...] = ("rest", "grpc")
+    with started("seatrial", "serve", f"{DIGITS}@champion", *PORTS, environment=_home(settings)) as server:
+        for protocol in ways:
+            plan = _plan(server, protocol, seconds=seconds, connections=CAPACITY_CALLERS)
+            rates[protocol] = SHARE / 2 * uvloop.run(closed_loop(plan)).per_second
+    return rates
+
+
+def _plan(
+    server: Running,
+    protocol: Protocol,
+    *,
+    rate: float | None = None,
+    seconds: float = 0,
+    connections: int = CONNECTIONS,
+) -> Plan:
+    url = server.addresses["grpc" if protocol == "grpc" else "http"]
+    return Plan(url=url, model=DIGITS, protocol=protocol, callers=connections, seconds=seconds, rate=rate)
+
+
+def _home(settings: Settings) -> dict[str, str]:
+    return {"SEATRIAL_HOME": str(settings.home), "SEATRIAL_REGISTRY__POLL_S": "0.25"}
+
+
+# What was found
+
+
+def _found(turns: list[_Round], asked: dict[str, Asked], rates: dict[str, float], own: tuple[int, int]) -> str:
+    swaps = sum(len(turn.swaps) for turn in turns)
+    kills = sum(len(turn.kills) for turn in turns)
+    failed = sum(each.failed for each in asked.values())
+    made = [
+        Promise(f"{swaps} swaps and {kills} kills: no failed request", _exactly(failed), at_most=0),
+        *(
+            Promise(f"{way}: p99 during a swap <= 3 of steady", _slower(turns, each), at_most=3)
+            for way, each in asked.items()
+        ),
+        Promise(f"PSS after {swaps} swaps <= 1.1 of before", _exactly(own[1] / own[0]), at_most=1.1),
+    ]
+    rows = [
+        [
+            way,
+            f"{rate:,.0f}",
+            f"{len(each.well):,}",
+            str(each.failed),
+            f"{each.p99_ms(*(turn.steady for turn in turns)):.1f}",
+            f"{each.p99_ms(*(swap for turn in turns for swap in turn.swaps)):.1f}",
+            f"{each.p99_ms(*(kill for turn in turns for kill in turn.kills)):.1f}",
+            f"{1000 * each.took_s.max():.0f}",
+        ]
+        for (way, each), rate in zip(asked.items(), rates.values(), strict=True)
+    ]
+    took = Interval.of([end - begin for turn in turns for begin, end in turn.swaps])
+    return "\n\n".join(
+        [
+            promises(made),
+            table(
+                ["", "requests/s", "asked", "failed", "p99 ms steady", "in a swap", "after a kill", "longest ms"], rows
+            ),
+            f"A swap took {took} s. PSS without the registry watcher: {own[0] / MB:.0f} MB before, {own[1] / MB:.0f} MB after.",
+        ]
+    )
+
+
+def _exactly(value: float) -> Interval:
+    return Interval(middle=value, low=value, high=value)
+
+
+def _slower(turns: list[_Round], asked: Asked) -> Interval:
+    return Interval.of([asked.p99_ms(*turn.swaps) / asked.p99_ms(turn.steady) for turn in turns])
