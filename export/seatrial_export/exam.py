@@ -59,17 +59,12 @@ class Company:
             together = predict(party.inputs)
             for position, row in enumerate(party.seats):
                 if row is not None:
-                    own = take(together, slice(position, position + 1))
-                    yield (
-                        party.name,
-                        alone[row],
-                        {name: _cut_back(own[name], array) for name, array in alone[row].items()},
-                    )
+                    yield party.name, alone[row], _as_large(take(together, slice(position, position + 1)), alone[row])
 
 
-def _cut_back(array: Array, alone: Array) -> Array:
-    """As large as it is `alone`: what a server gives a caller whose row was padded."""
-    return array[tuple(slice(size) for size in alone.shape)]
+def _as_large(answer: Outputs, alone: Outputs) -> Outputs:
+    """Cut back to the size of `alone`: what a server gives a caller whose row was padded."""
+    return {name: answer[name][tuple(map(slice, array.shape))] for name, array in alone.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,13 +216,16 @@ def _noisy(array: Array) -> Array:
 
 
 def _padded(together: Inputs, axis: DynamicAxis, padding: Padding) -> Company:
-    """Each row cut to a length of its own, and all of them padded: to the longest of them, to the longest before they were
-    cut, and to the most that there may be."""
+    """Each row without its padding, and all of them padded, to the longest of them and to the most that there may be.
+
+    Where all are equally long they are cut to several lengths.
+    """
     rows = [take(together, slice(row, row + 1)) for row in range(count(together))]
-    longest = [_length(row, axis, padding) for row in rows]
-    lengths = [max(axis.min, most * number // len(rows)) for number, most in enumerate(longest, start=1)]
+    lengths = [_length(row, axis, padding) for row in rows]
+    if len(set(lengths)) == 1:
+        lengths = [length * number // len(rows) for number, length in enumerate(lengths, start=1)]
+    lengths = [max(axis.min, length) for length in lengths]
     alone = [_lengthened(row, axis, padding, n, n) for row, n in zip(rows, lengths, strict=True)]
-    widths = sorted({max(lengths), max(*longest, axis.min), axis.max})
     return Company(
         alone=tuple(alone),
         parties=tuple(
@@ -238,7 +236,7 @@ def _padded(together: Inputs, axis: DynamicAxis, padding: Padding) -> Company:
                 ),
                 seats=tuple(range(len(rows))),
             )
-            for width in widths
+            for width in sorted({max(lengths), axis.max})
         ),
     )
 

@@ -155,6 +155,42 @@ def test_lengths_are_tried_from_the_shortest_to_the_longest_and_padding_must_not
         set_exam(TEXT, IDS, careless)
 
 
+MASKED = Signature(
+    inputs=(
+        TensorSpec(name="ids", datatype=DataType.INT64, shape=(-1, -1)),
+        TensorSpec(name="mask", datatype=DataType.INT64, shape=(-1, -1)),
+    ),
+    outputs=(
+        TensorSpec(name="states", datatype=DataType.FP32, shape=(-1, -1)),
+        TensorSpec(name="y", datatype=DataType.FP32, shape=(-1, 1)),
+    ),
+    dynamic_axes=(
+        DynamicAxis(name="batch", at={"ids": 0, "mask": 0, "states": 0, "y": 0}, max=8),
+        DynamicAxis(name="tokens", at={"ids": 1, "mask": 1, "states": 1}, max=9),
+    ),
+    padding=Padding(axis="tokens", values={"ids": 3, "mask": 0}),
+)
+
+
+def masked_mean(inputs: Inputs) -> Outputs:
+    ids, mask = inputs["ids"], inputs["mask"]
+    mean = (ids * mask).sum(axis=1, keepdims=True) / mask.sum(axis=1, keepdims=True).clip(1)
+    return {"states": ids.astype(np.float32), "y": mean.astype(np.float32)}
+
+
+def test_a_mask_that_is_not_heeded_is_found_out_by_rows_that_all_came_equally_long() -> None:
+    exam = set_exam(MASKED, {"ids": np.arange(1, 31).reshape(5, 6), "mask": np.ones((5, 6), np.int64)}, masked_mean)
+
+    def heedless(inputs: Inputs) -> Outputs:
+        return masked_mean({**inputs, "mask": np.ones_like(inputs["mask"])})
+
+    verify(FLOAT, masked_mean, exam)
+    with pytest.raises(Unfaithful, match="padded to 6"):
+        verify(FLOAT, heedless, exam)
+    assert [party.name for party in exam.companies[1].parties] == ["padded to 6", "padded to 9"]
+    assert [row["ids"].shape[1] for row in exam.companies[1].alone] == [1, 2, 3, 4, 6]
+
+
 def test_golden_requests_of_a_quantized_variant_are_those_whose_largest_output_is_clear() -> None:
     """Of 16 rows only those with a margin: a rounding elsewhere must not turn the answer of a golden request."""
     exam = set_exam(SIGNATURE, some_rows(), source)
