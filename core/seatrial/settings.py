@@ -33,6 +33,10 @@ class _Group(BaseModel):
 class Batching(_Group):
     max_size: int = Field(default=64, ge=1)
     """Most rows sent to an engine at once, where the model's own limit is not lower."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Most tokens sent to an engine at once, padding included, where rows differ in length and the bundle says how to pad
+    them. A request that alone has more is a batch of its own. The length of a text that the bundle makes into tokens is
+    guessed, at four bytes a token."""
     max_delay_ms: float = Field(default=0.0, ge=0)
     """How long the first request of a batch waits for company while an engine is idle. With 0, batches form from what
     queued while the engines were busy."""

@@ -4,7 +4,9 @@ Knows datatypes, shapes and axes that may vary. Knows nothing of bundles, wires 
 Source: Open Inference Protocol, "Tensor Data Types" and "Tensor Data".
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -87,6 +89,15 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ):
             raise WrongInput(f"input '{self.name}' has shape {list(array.shape)}, expected {list(self.shape)}")
 
+    def check_value(self, value: float) -> None:
+        """Raise `ValueError` unless an element of the tensor can be `value`, to within its rounding."""
+        held: Any = None
+        if self.datatype not in (DataType.BYTES, DataType.BF16):
+            with suppress(OverflowError), np.errstate(over="ignore"):
+                held = np.array(value, self.datatype.numpy).item()
+        if held is None or (math.isinf(held) if isinstance(held, float) else held != value):
+            raise ValueError(f"'{self.name}' is {self.datatype}, which cannot be padded with {value}")
+
 
 def check_text(given: Iterable[tuple[str, DataType, Array]]) -> None:
     """Raise `WrongInput` unless every element of every BYTES tensor is UTF-8."""
@@ -113,10 +124,26 @@ class DynamicAxis(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max: int
 
 
-class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Padding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rows of different sizes along the dynamic axis `axis` may share a batch, once the short ones are made longer.
+
+    `values` says for every input that has the axis what stands beyond the end of a short row; for a mask that is 0. No
+    row's answer depends on how much of it there is, and outputs that have the axis are cut back to the row's own size.
+    """
+
+    axis: str
+    values: dict[str, int | float]
+
+
+class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     dynamic_axes: tuple[DynamicAxis, ...] = ()
+    padding: Padding | None = None
+
+    def __post_init__(self) -> None:
+        if self.padding is not None:
+            self._check_padding(self.padding)
 
     @property
     def batch(self) -> DynamicAxis | None:
@@ -125,6 +152,29 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if axis and all(axis.at.get(tensor.name) == 0 for tensor in (*self.inputs, *self.outputs)):
             return axis
         return None
+
+    @property
+    def sequence(self) -> DynamicAxis | None:
+        """The axis that short rows may be padded along."""
+        if self.padding is None:
+            return None
+        return next(axis for axis in self.dynamic_axes if axis.name == self.padding.axis)
+
+    def _check_padding(self, padding: Padding) -> None:
+        """Raise `ValueError` unless every input that has the axis can be padded and every output can be cut back."""
+        axis = next((axis for axis in self.dynamic_axes if axis.name == padding.axis), None)
+        if axis is None or axis == self.batch or self.batch is None:
+            raise ValueError(f"padding is along '{padding.axis}', which is no dynamic axis beside a batch")
+        padded = {spec.name: spec for spec in self.inputs if spec.name in axis.at}
+        if not padded or padding.values.keys() != padded.keys():
+            raise ValueError(f"padding has values for {sorted(padding.values)}; the axis is that of {sorted(padded)}")
+        for name, value in padding.values.items():
+            padded[name].check_value(value)
+        tensors = (*self.inputs, *self.outputs)
+        vary = {(spec.name, index) for spec in tensors for index, size in enumerate(spec.shape) if size < 0}
+        named = {place for each in self.dynamic_axes for place in each.at.items()}
+        if not axis.at.items() <= vary <= named:
+            raise ValueError(f"padding needs every size that varies, {sorted(vary)}, to be that of a dynamic axis")
 
     def check(self, given: Sequence[tuple[str, DataType, Array]]) -> None:
         """Raise `WrongInput` unless `given` is exactly the inputs, each fitting, shared axes agreeing in size."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from seatrial.errors import InvalidSource
-from seatrial.tensors import Array, DynamicAxis, Signature
-from seatrial_export.samples import Inputs, Outputs, Predict, answers, calls, count, repeat, take
+from seatrial.tensors import Array, DynamicAxis, Padding, Signature
+from seatrial_export.samples import Inputs, Outputs, Predict, answers, calls, count, joined, repeat, take
 
 BATCH_SIZES = (1, 2, 3, 7)
 """And the largest. 7 is neither a power of two nor near one."""
@@ -59,7 +59,12 @@ class Company:
             together = predict(party.inputs)
             for position, row in enumerate(party.seats):
                 if row is not None:
-                    yield party.name, alone[row], take(together, slice(position, position + 1))
+                    yield party.name, alone[row], _as_large(take(together, slice(position, position + 1)), alone[row])
+
+
+def _as_large(answer: Outputs, alone: Outputs) -> Outputs:
+    """Cut back to the size of `alone`: what a server gives a caller whose row was padded."""
+    return {name: answer[name][tuple(map(slice, array.shape))] for name, array in alone.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +83,8 @@ class Exam:
         return {name: max(1.0, _magnitude(array)) for name, array in self.source.items()}
 
 
-def set_exam(signature: Signature, rows: Inputs, predict: Predict, *, padding: int | None = None) -> Exam:
-    """Ask the source model everything. `padding` is what fills the end of a short row, where the model knows one.
+def set_exam(signature: Signature, rows: Inputs, predict: Predict) -> Exam:
+    """Ask the source model everything.
 
     Raises `InvalidSource` where the source itself answers NaN, or differently to the same row in other company.
     """
@@ -90,7 +95,7 @@ def set_exam(signature: Signature, rows: Inputs, predict: Predict, *, padding: i
     exam = Exam(
         signature=signature,
         cases=tuple(_answered(signature, rows, predict)),
-        companies=tuple(_companies(signature, rows, padding=padding)),
+        companies=tuple(_companies(signature, rows)),
         rows=rows,
         source=source,
     )
@@ -162,7 +167,7 @@ def _edges(signature: Signature, rows: Inputs) -> Iterator[tuple[str, Inputs]]:
     )
 
 
-def _companies(signature: Signature, rows: Inputs, *, padding: int | None) -> Iterator[Company]:
+def _companies(signature: Signature, rows: Inputs) -> Iterator[Company]:
     """Each row alone, in batches of every size, at every position of one, beside noisy neighbours, and padded."""
     if signature.batch is None or signature.batch.max < 2:
         return
@@ -177,8 +182,8 @@ def _companies(signature: Signature, rows: Inputs, *, padding: int | None) -> It
             *_beside(together, noisy, size),
         ),
     )
-    if padding is not None:
-        yield from _padded(signature, together, padding)
+    if signature.sequence is not None and signature.padding is not None:
+        yield _padded(together, signature.sequence, signature.padding)
 
 
 def _in_batches(rows: Inputs, size: int, batch_sizes: Sequence[int]) -> Iterator[Party]:
@@ -210,18 +215,54 @@ def _noisy(array: Array) -> Array:
     return array * array.dtype.type(LOUD) if array.dtype.kind == "f" else np.full_like(array, array.max())
 
 
-def _padded(signature: Signature, together: Inputs, padding: int) -> Iterator[Company]:
-    """Each row cut to its own length, and all of them padded to the length of the longest."""
-    for axis in signature.dynamic_axes:
-        if axis == signature.batch:
-            continue
-        [name] = axis.at.keys() & together.keys()
-        array = together[name]
-        lengths = [int(np.flatnonzero(row != padding)[-1:].sum()) + 1 for row in array]
-        yield Company(
-            alone=tuple({name: array[i : i + 1, : max(axis.min, n)]} for i, n in enumerate(lengths)),
-            parties=(Party(name="padded", inputs=together, seats=tuple(range(len(array)))),),
-        )
+def _padded(together: Inputs, axis: DynamicAxis, padding: Padding) -> Company:
+    """Each row without its padding, and all of them padded, to the longest of them and to the most that there may be.
+
+    Where all are equally long they are cut to several lengths.
+    """
+    rows = [take(together, slice(row, row + 1)) for row in range(count(together))]
+    lengths = [_length(row, axis, padding) for row in rows]
+    if len(set(lengths)) == 1:
+        lengths = [length * number // len(rows) for number, length in enumerate(lengths, start=1)]
+    lengths = [max(axis.min, length) for length in lengths]
+    alone = [_lengthened(row, axis, padding, n, n) for row, n in zip(rows, lengths, strict=True)]
+    return Company(
+        alone=tuple(alone),
+        parties=tuple(
+            Party(
+                name=f"padded to {width}",
+                inputs=joined(
+                    [_lengthened(row, axis, padding, n, width) for row, n in zip(alone, lengths, strict=True)]
+                ),
+                seats=tuple(range(len(rows))),
+            )
+            for width in sorted({max(lengths), axis.max})
+        ),
+    )
+
+
+def _length(row: Inputs, axis: DynamicAxis, padding: Padding) -> int:
+    """How long the row is without the padding at its end: as long as any of its inputs."""
+    ends = [0]
+    for name, value in padding.values.items():
+        real = np.moveaxis(row[name] != value, axis.at[name], 0).reshape(row[name].shape[axis.at[name]], -1)
+        ends.append(int(np.flatnonzero(real.any(axis=1))[-1:].sum()) + 1)
+    return max(ends)
+
+
+def _lengthened(row: Inputs, axis: DynamicAxis, padding: Padding, length: int, width: int) -> Inputs:
+    """The first `length` places of the row, from the beginning again where it is shorter, padded to `width`."""
+    cut = resized(row, axis, length)
+    return {
+        name: np.pad(array, _behind(array.ndim, axis.at[name], width - length), constant_values=padding.values[name])
+        if name in padding.values
+        else array
+        for name, array in cut.items()
+    }
+
+
+def _behind(rank: int, axis: int, number: int) -> list[tuple[int, int]]:
+    return [(0, number if index == axis else 0) for index in range(rank)]
 
 
 def _check_source_keeps_to_itself(company: Company, predict: Predict, scale: dict[str, float]) -> None:

@@ -19,7 +19,6 @@ from seatrial.tensors import Array, Signature
 from seatrial_export.logged import Logged, Trust, open_logged
 from seatrial_export.quality import ENOUGH_ROWS
 from seatrial_export.samples import Inputs, count, draw, fitted, joined, read_arrays, read_samples, take
-from seatrial_models.transformer import PADDING
 from seatrial_training.data import Dataset, Split, load_dataset
 from seatrial_training.retrainable import NotRetrainable, Retrainable, read_retrainable
 
@@ -63,11 +62,6 @@ class Source:
         if self.held_out is not None:
             return f"Judged by its labels: {len(self.held_out)} held-out rows of the data set that it was trained on."
         return f"Judged by agreement with the source model on {count(self.rows)} rows; no labels came with it."
-
-    @property
-    def padding(self) -> int | None:
-        """Our text models know one; what another's does with short rows, nobody has said."""
-        return PADDING if isinstance(self.retrainable, Retrainable) and self.retrainable.tokenizer else None
 
     @property
     def calibration_digest(self) -> str:

@@ -47,7 +47,7 @@ def ask_source(source: Source) -> Questions:
     answer = reference(source.program, source.signature)
     return Questions(
         answer=answer,
-        exam=set_exam(source.signature, source.rows, answer, padding=source.padding),
+        exam=set_exam(source.signature, source.rows, answer),
         held_out=hold_out(source.held_out, answer, max_batch=source.max_batch) if source.held_out else None,
     )
 

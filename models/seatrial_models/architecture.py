@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from seatrial.errors import InvalidRecipe
 from seatrial.spelling import did_you_mean
-from seatrial.tensors import BATCH, DataType, DynamicAxis, Signature, TensorSpec
+from seatrial.tensors import BATCH, DataType, DynamicAxis, Padding, Signature, TensorSpec
 
 Size = Annotated[int, msgspec.Meta(ge=1)]
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1)]
@@ -27,6 +27,9 @@ Inputs: TypeAlias = dict[str, Tensor]
 
 MAX_BATCH = 64
 """The largest batch that a signature declares. The modules take any; the export stage verifies as far as it declares."""
+
+PADDING = 0
+"""The token id that stands beyond the end of a text."""
 
 Config = TypeVar("Config")
 
@@ -81,6 +84,7 @@ def text_classifier(max_tokens: int, classes: int) -> Signature:
             DynamicAxis(name=BATCH, at={"token_ids": 0, "logits": 0}, max=MAX_BATCH),
             DynamicAxis(name="tokens", at={"token_ids": 1}, max=max_tokens),
         ),
+        padding=Padding(axis="tokens", values={"token_ids": PADDING}),
     )
 
 

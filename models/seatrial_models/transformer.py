@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seatrial.errors import InvalidRecipe
-from seatrial_models.architecture import Architecture, Rate, Size, example_text, text_classifier
+from seatrial_models.architecture import PADDING, Architecture, Rate, Size, example_text, text_classifier
 
-PADDING = 0
 UNSEEN = -1e4
 """What a padded token's attention score gets. Its weight is exactly 0 in single and half precision, as with minus
 infinity, but a row of nothing but padding stays a number."""

@@ -76,6 +76,9 @@ class ModelMetrics:
         self.compute_shared_s = 0.0
         """Compute time as each request of a batch saw it, which is how Triton counts it."""
         self.by_rows: dict[int, BatchesOfSize] = {}
+        self.tokens = 0
+        """Of batches whose rows differ in length: what they asked for, and what was added to make them equally long."""
+        self.padding = 0
         self.failed_s = 0.0
         """The part of `request_s` that went to requests that did not end well."""
         self.last_computed = 0.0
@@ -174,6 +177,8 @@ class ServingMetrics(Collector):
         yield _histogram(series.QUEUE_DURATION, ((model.labels, model.queue_s) for model in models))
         yield _histogram(series.COMPUTE_DURATION, ((model.labels, model.compute_s) for model in models))
         yield _histogram(series.BATCH_SIZE, ((model.labels, model.batch_rows) for model in models))
+        yield _counter(series.TOKENS, ((model.labels, model.tokens) for model in models))
+        yield _counter(series.PADDING, ((model.labels, model.padding) for model in models))
         yield _counter(series.ENGINE_DEATHS, ((model.labels, model.engine_deaths) for model in models))
         yield _counter(series.RETRIED, ((model.labels, model.retried) for model in models))
         yield _counter(series.QUARANTINED, ((model.labels, model.quarantined) for model in models))

@@ -108,6 +108,18 @@ BATCH_SIZE = Series(
     labels=MODEL,
     help="Rows in each batch that an engine ran.",
 )
+TOKENS = Series(
+    name="seatrial_tokens",
+    kind="counter",
+    labels=MODEL,
+    help="Tokens that requests had, in the batches of models whose short rows are padded.",
+)
+PADDING = Series(
+    name="seatrial_padding_tokens",
+    kind="counter",
+    labels=MODEL,
+    help="Tokens that were added to short rows, so that they could share a batch with longer ones.",
+)
 QUEUE_DEPTH = Series(
     name="seatrial_queue_depth", kind="gauge", labels=MODEL, help="Requests waiting for an engine at this moment."
 )
@@ -201,7 +213,8 @@ LOG_WRITTEN = Series(name="seatrial_request_log_written", kind="counter", help="
 BUILD = Series(name="seatrial_build_info", kind="gauge", labels=("seatrial", "python"), help="Versions of what runs.")
 
 ALL: tuple[Series, ...] = (
-    *(REQUESTS, REQUEST_DURATION, QUEUE_DURATION, COMPUTE_DURATION, BATCH_SIZE, QUEUE_DEPTH, IN_FLIGHT, UNKNOWN_MODEL),
+    *(REQUESTS, REQUEST_DURATION, QUEUE_DURATION, COMPUTE_DURATION, BATCH_SIZE, TOKENS, PADDING),
+    *(QUEUE_DEPTH, IN_FLIGHT, UNKNOWN_MODEL),
     *(REJECTED, CACHE_HITS, CACHE_MISSES, ENGINE_DEATHS, RETRIED, QUARANTINED),
     *(ENGINES, LOADED, LOAD_DURATION, RESIDENT, SWAPS),
     *(ALIAS_DRIFT, REGISTRY_AGE, READY, LOG_DROPPED, LOG_WRITTEN, BUILD),

@@ -14,6 +14,9 @@ from typing import Generic, TypeVar
 
 from seatrial.errors import DeadlinePassed, Overloaded
 
+CALL_TOKENS = 32
+"""What a call of an engine costs besides its tokens, as tokens: how much padding it is worth to save one."""
+
 I = TypeVar("I")  # noqa: E741 - what is asked
 A = TypeVar("A")  # what is answered
 
@@ -31,6 +34,8 @@ class Waiting(Generic[I, A]):
     deadline: float
     answer: asyncio.Future[A]
     graph: str = "main"
+    length: int = 0
+    """How long its rows are, where rows of different lengths may share a batch and short ones are padded; else 0."""
     level: int = 1
     """1 goes first."""
     queue_deadline: float = math.inf
@@ -59,6 +64,8 @@ class Queue(Generic[I, A]):
 
     max_requests: int
     max_bytes: int
+    max_tokens: float = math.inf
+    """Most tokens of a batch of rows that have a length, padding included, unless one request alone has more."""
     _waiting: deque[Waiting[I, A]] = field(default_factory=deque)
     _bytes: int = 0
 
@@ -114,6 +121,8 @@ class Queue(Generic[I, A]):
             if _gone(waiting, now):
                 continue
             if not batch:
+                if waiting.length and not waiting.alone:
+                    return self._with_its_like(waiting, max_rows=max_rows, now=now)
                 batch.append(waiting)
                 rows = waiting.rows
                 if waiting.alone:
@@ -127,6 +136,27 @@ class Queue(Generic[I, A]):
             self._waiting.appendleft(waiting)
             self._bytes += waiting.size_bytes
         return batch
+
+    def _with_its_like(self, first: Waiting[I, A], *, max_rows: int, now: float) -> list[Waiting[I, A]]:
+        """`first`, and those that make the batch cheaper for each token that is no padding, the nearest in length first."""
+        self.expire(now)
+        like = [waiting for waiting in self._waiting if waiting.kind == first.kind and not waiting.alone]
+        like.sort(key=lambda waiting: (waiting.level, abs(waiting.length - first.length)))
+        batch, rows, longest, real = [first], first.rows, first.length, first.rows * first.length
+        for waiting in like:
+            more, longer = rows + waiting.rows, max(longest, waiting.length)
+            useful = real + waiting.rows * waiting.length
+            cheaper = (CALL_TOKENS + more * longer) * real <= (CALL_TOKENS + rows * longest) * useful
+            if cheaper and more <= max_rows and more * longer <= self.max_tokens:
+                batch.append(waiting)
+                rows, longest, real = more, longer, useful
+        self._remove(batch)
+        return batch
+
+    def _remove(self, batch: list[Waiting[I, A]]) -> None:
+        taken = set(map(id, batch))
+        self._waiting = deque(waiting for waiting in self._waiting if id(waiting) not in taken)
+        self._bytes = sum(waiting.size_bytes for waiting in self._waiting)
 
     def expire(self, now: float) -> None:
         """Drop who left, and tell those whose deadline passed."""

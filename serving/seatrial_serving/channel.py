@@ -6,6 +6,7 @@ Each slot is memory of its own: a batch is written into a free one, answered in 
 """
 
 import fcntl
+import math
 import mmap
 import os
 import socket
@@ -18,6 +19,7 @@ import numpy as np
 from seatrial.errors import EngineFailed
 from seatrial.protocol import read_tensor, write_tensor
 from seatrial.tensors import Array, DataType, Signature
+from seatrial_serving.padding import Pad, lay_together, shape_together
 
 ALIGNMENT = 64
 MAX_MESSAGE = 128 * 1024
@@ -112,6 +114,10 @@ def decode_from_engine(message: bytes) -> FromEngine:
     return decoded
 
 
+Laid: TypeAlias = tuple[DataType, Sequence[Array], Pad | None]
+"""A tensor to lay down, as the pieces to put together along its first axis, and how to pad those that are short."""
+
+
 def socket_pair() -> tuple[socket.socket, socket.socket]:
     """Two connected ends that keep message boundaries."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -139,17 +145,21 @@ class Slot:
                 os.ftruncate(self.descriptor, _page_multiple(max(size, 2 * self.size)))
             self._map()
 
-    def place(self, tensors: Sequence[tuple[DataType, Sequence[Array]]]) -> tuple[Part, ...]:
-        """Lay tensors down one behind the other; each is given as rows to put together along the first axis."""
-        sized = [_layout(datatype, pieces) for datatype, pieces in tensors]
+    def place(self, tensors: Sequence[Laid]) -> tuple[Part, ...]:
+        """Lay tensors down one behind the other."""
+        sized = [_layout(*tensor) for tensor in tensors]
         offsets, end = [], 0
-        for size, _, _ in sized:
+        for size, _, _, _ in sized:
             offsets.append(end)
             end = _aligned(end + size)
         self.reserve(end)
         parts = []
-        for offset, (size, shape, pieces) in zip(offsets, sized, strict=True):
-            self._lay_down(offset, pieces)
+        for offset, (size, shape, pieces, pad) in zip(offsets, sized, strict=True):
+            if pad is None:
+                self._lay_down(offset, pieces)
+            else:
+                whole = np.frombuffer(self._memory, pieces[0].dtype, math.prod(shape), offset)
+                lay_together(whole.reshape(shape), pieces, pad)
             parts.append(Part(offset, size, shape))
         return tuple(parts)
 
@@ -183,14 +193,18 @@ class Slot:
             offset = end
 
 
-def _layout(datatype: DataType, pieces: Sequence[Array]) -> tuple[int, tuple[int, ...], Sequence[Any]]:
-    """Bytes, shape, and what to write, for `pieces` put together along the first axis."""
-    first = pieces[0].shape
-    shape = (sum(piece.shape[0] for piece in pieces), *first[1:]) if len(pieces) > 1 else first
+def _layout(
+    datatype: DataType, pieces: Sequence[Array], pad: Pad | None
+) -> tuple[int, tuple[int, ...], Sequence[Any], Pad | None]:
+    """Bytes, shape, and what to write, for `pieces` put together along the first axis; no padding where none is needed."""
+    shape = shape_together(pieces, pad)
     if datatype is DataType.BYTES:
         written = [write_tensor(piece, datatype) for piece in pieces]
-        return sum(map(len, written)), shape, written
-    return sum([piece.nbytes for piece in pieces]), shape, [np.ascontiguousarray(piece) for piece in pieces]
+        return sum(map(len, written)), shape, written, None
+    size = sum([piece.nbytes for piece in pieces])
+    if pad is not None and (whole := math.prod(shape) * pieces[0].itemsize) > size:
+        return whole, shape, pieces, pad
+    return size, shape, [np.ascontiguousarray(piece) for piece in pieces], None
 
 
 def _aligned(size: int) -> int:

@@ -102,7 +102,7 @@ def _answer(engine: Engine, slot: Slot, run: Run) -> Ran | Failed:
     except MemoryError as error:
         return Failed(run.batch, run.slot, EngineFailed.__name__, f"out of memory: {error}")
     compute_s = time.perf_counter() - began
-    parts = slot.place([(spec.datatype, [outputs[spec.name]]) for spec in signature.outputs])
+    parts = slot.place([(spec.datatype, [outputs[spec.name]], None) for spec in signature.outputs])
     return Ran(run.batch, run.slot, parts, compute_s)
 
 

@@ -23,6 +23,7 @@ from seatrial.tensors import Array, Signature, check_text
 from seatrial_monitoring.metrics import GenerationFacts, ModelMetrics
 from seatrial_serving.batching import Queue, Waiting
 from seatrial_serving.breadth import Breadth
+from seatrial_serving.padding import likeness
 from seatrial_serving.workers import SLOTS, Batch, Inputs, Outputs, Request, Worker
 
 SWEEP_S = 0.05
@@ -77,7 +78,9 @@ class Generation:
         self._workers = list(workers)
         self._spawn, self._settings = spawn, settings
         self._queue: Queue[Inputs, Outputs] = Queue(
-            max_requests=settings.batching.max_queue, max_bytes=settings.batching.max_queue_bytes
+            max_requests=settings.batching.max_queue,
+            max_bytes=settings.batching.max_queue_bytes,
+            max_tokens=settings.batching.max_tokens,
         )
         batch = self.signature.batch
         self.max_rows = min(settings.batching.max_size, batch.max) if batch else 1
@@ -183,6 +186,10 @@ class Generation:
         if batch.alone:
             self._breadth.learn(batch.size_bytes, wide=batch.wide, took_s=compute_s)
         self.metrics.computed(compute_s, rows=batch.rows, requests=len(batch.requests))
+        if batch.longest:
+            real = sum(waiting.rows * waiting.length for waiting in batch.requests)
+            self.metrics.tokens += real
+            self.metrics.padding += batch.rows * batch.longest - real
         self._dispatch()
 
     def failed(self, worker: Worker, batch: Batch, error: SeatrialError) -> None:  # noqa: ARG002
@@ -259,12 +266,14 @@ class Generation:
         rows = inputs[0].shape[0] if batch else 1
         if rows > self.max_rows:
             raise WrongInput(f"the request has {rows} rows; this server runs at most {self.max_rows} at once: split it")
+        kind, length = likeness(graph, signature, inputs)
         return Waiting(
             item=inputs,
             rows=rows,
             size_bytes=sum([_size_bytes(array) for array in inputs]),
-            kind=(graph, *[array.shape[1:] for array in inputs]),
+            kind=kind,
             graph=graph,
+            length=length,
             arrived=arrived,
             deadline=deadline,
             answer=self._loop.create_future(),
@@ -299,7 +308,9 @@ class Generation:
 
     def _batch(self, requests: list[Request], worker: Worker, now: float) -> Batch:
         rows = sum(waiting.rows for waiting in requests)
-        batch = Batch(requests=requests, rows=rows, sent=now, graph=requests[0].graph)
+        graph = requests[0].graph
+        longest = max(waiting.length for waiting in requests) if self.graphs[graph].padding else 0
+        batch = Batch(requests=requests, rows=rows, sent=now, graph=graph, longest=longest)
         if worker.wide:
             batch.alone = not self._queue and not any(each.held for each in self._workers)
             batch.wide = batch.alone and self._breadth.choose(batch.size_bytes)

@@ -9,14 +9,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from seatrial.bundle import open_bundle
 from seatrial.errors import SeatrialError
 from seatrial.protocol import Tensor
-from seatrial.tensors import Array
 from seatrial_serving.engines import Engine, open_engine
 from seatrial_serving.engines.proof import replay, warm_up
+from seatrial_serving.padding import pads, together
 from seatrial_serving.workers import Batch, Load, Outputs, Owner, slice_outputs
 
 
@@ -71,14 +69,14 @@ class LocalEngine:
     def _compute(self, batch: Batch) -> tuple[list[Outputs], float]:
         signature = self.graphs[batch.graph]
         inputs = {
-            spec.name: _together([request.item[index] for request in batch.requests])
-            for index, spec in enumerate(signature.inputs)
+            spec.name: together([request.item[index] for request in batch.requests], pad)
+            for index, (spec, pad) in enumerate(zip(signature.inputs, pads(signature), strict=True))
         }
         began = time.perf_counter()
         outputs = self._engine.predict(inputs, graph=batch.graph)
         compute_s = time.perf_counter() - began
         tensors = [Tensor(spec.name, spec.datatype, outputs[spec.name]) for spec in signature.outputs]
-        return slice_outputs(tensors, batch.requests), compute_s
+        return slice_outputs(tensors, batch.requests, signature.sequence), compute_s
 
     def _report(self, batch: Batch, answered: asyncio.Future[tuple[list[Outputs], float]]) -> None:
         self._held.remove(batch)
@@ -91,7 +89,3 @@ class LocalEngine:
                 self._owner.failed(self, batch, error)
             case unexpected:
                 raise unexpected
-
-
-def _together(pieces: Sequence[Array]) -> Array:
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

@@ -12,6 +12,7 @@ from seatrial.errors import Broken, EngineFailed, SeatrialError
 from seatrial.protocol import Tensor
 from seatrial.tensors import Signature
 from seatrial_serving import channel
+from seatrial_serving.padding import pads
 from seatrial_serving.workers import SLOTS, Batch, Load, Owner, slice_outputs
 
 FRUGAL = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "TOKENIZERS_PARALLELISM": "0"}
@@ -96,9 +97,10 @@ class EngineProcess:
         slot = self._free[-1]
         self._next += 1
         by_request = [request.item for request in batch.requests]
+        signature = self.graphs[batch.graph]
         tensors = [
-            (spec.datatype, [inputs[index] for inputs in by_request])
-            for index, spec in enumerate(self.graphs[batch.graph].inputs)
+            (spec.datatype, [inputs[index] for inputs in by_request], pad)
+            for index, (spec, pad) in enumerate(zip(signature.inputs, pads(signature), strict=True))
         ]
         parts = self._slots[slot].place(tensors)
         try:
@@ -145,7 +147,7 @@ class EngineProcess:
             self._release(message.batch)
             self._owner.failed(self, batch, _error(message.kind, message.message))
         else:
-            answers = slice_outputs(self._outputs(batch, message), batch.requests)
+            answers = slice_outputs(self._outputs(batch, message), batch.requests, self.graphs[batch.graph].sequence)
             self._release(message.batch)
             self._owner.answered(self, batch, answers, message.compute_s)
 

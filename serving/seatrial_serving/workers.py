@@ -6,14 +6,18 @@ nothing of queues: what happens to a batch that failed or was lost is the genera
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol, TypeAlias
+
+import numpy as np
 
 from seatrial.bundle import MAIN
 from seatrial.errors import SeatrialError
 from seatrial.protocol import Tensor
-from seatrial.tensors import Array, Signature
+from seatrial.tensors import Array, DynamicAxis, Signature
 from seatrial_serving.batching import Waiting
+from seatrial_serving.padding import cut_back
 
 Inputs: TypeAlias = tuple[Array, ...]
 Outputs: TypeAlias = tuple[Tensor, ...]
@@ -42,6 +46,8 @@ class Batch:
     rows: int
     sent: float = 0.0
     graph: str = MAIN
+    longest: int = 0
+    """How long its rows are, with padding; 0 where requests of different lengths share no batch."""
     alone: bool = False
     """Nothing else was being computed when it was sent."""
     wide: bool = False
@@ -89,10 +95,17 @@ class Worker(Protocol):
         """End it in peace; what it still holds is not reported."""
 
 
-def slice_outputs(outputs: Sequence[Tensor], requests: Sequence[Request]) -> list[Outputs]:
-    """Each request's own rows of the batch's outputs. The batch is copied, once; the rows are views of the copy."""
+def slice_outputs(
+    outputs: Sequence[Tensor], requests: Sequence[Request], sequence: DynamicAxis | None = None
+) -> list[Outputs]:
+    """Each request's own rows of the batch's outputs; of outputs that have the axis `sequence`, its own length of them.
+
+    The batch is copied, once; where nothing is cut off, the rows are views of the copy.
+    """
     if len(requests) == 1:
         return [tuple(Tensor(name, datatype, array.copy()) for name, datatype, array in outputs)]
+    if sequence is not None and any(tensor.name in sequence.at for tensor in outputs):
+        return _cut_outputs(outputs, requests, sequence)
     copies = [(name, datatype, array.copy()) for name, datatype, array in outputs]
     answers = []
     start = 0
@@ -101,3 +114,18 @@ def slice_outputs(outputs: Sequence[Tensor], requests: Sequence[Request]) -> lis
         answers.append(tuple([Tensor(name, datatype, array[start:end]) for name, datatype, array in copies]))
         start = end
     return answers
+
+
+def _cut_outputs(outputs: Sequence[Tensor], requests: Sequence[Request], sequence: DynamicAxis) -> list[Outputs]:
+    lengths = [(request.rows, request.length) for request in requests]
+    ends = list(accumulate(rows for rows, _ in lengths))
+    pieces = [
+        cut_back(array, axis=sequence.at[name], lengths=lengths, name=name)
+        if name in sequence.at
+        else np.split(array.copy(), ends[:-1])
+        for name, _, array in outputs
+    ]
+    return [
+        tuple([Tensor(name, datatype, part) for (name, datatype, _), part in zip(outputs, parts, strict=True)])
+        for parts in zip(*pieces, strict=True)
+    ]

@@ -1,8 +1,10 @@
+import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from seatrial.errors import WrongInput
-from seatrial.tensors import DataType, DynamicAxis, Signature, TensorSpec
+from seatrial.tensors import DataType, DynamicAxis, Padding, Signature, TensorSpec
 
 IMAGE = TensorSpec(name="pixels", datatype=DataType.FP32, shape=(-1, 1, 8, 8))
 LOGITS = TensorSpec(name="logits", datatype=DataType.FP32, shape=(-1, 10))
@@ -64,6 +66,65 @@ def test_requests_may_share_a_batch_only_where_every_tensor_has_the_axis_first()
         dynamic_axes=(DynamicAxis(name="batch", at={"pixels": 0}, max=64),),
     )
     assert unbatched_output.batch is None
+
+
+PADDING = Padding(axis="tokens", values={"ids": 0, "mask": 0})
+STATES = TensorSpec(name="logits", datatype=DataType.FP32, shape=(-1, -1, 10))
+
+
+def test_short_rows_may_be_padded_along_the_axis_that_the_signature_names() -> None:
+    assert TEXT.sequence is None
+    padded = replace(TEXT, padding=PADDING)
+    assert padded.sequence == TEXT.dynamic_axes[1]
+    assert msgspec.json.decode(msgspec.json.encode(padded), type=Signature) == padded
+    assert b"padding" not in msgspec.json.encode(TEXT), "the digests of those without stay what they were"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"padding": replace(PADDING, axis="batch")}, "'batch', which is no dynamic axis beside a batch"),
+        ({"padding": replace(PADDING, axis="time")}, "'time', which is no dynamic axis beside a batch"),
+        ({"dynamic_axes": TEXT.dynamic_axes[1:]}, "no dynamic axis beside a batch"),
+        (
+            {"padding": replace(PADDING, values={"ids": 0})},
+            r"has values for \['ids'\]; the axis is that of \['ids', 'mask'\]",
+        ),
+        ({"padding": replace(PADDING, values={"ids": 0, "mask": 0, "logits": 0})}, "has values for"),
+        (
+            {"padding": replace(PADDING, values={"ids": 0.5, "mask": 0})},
+            "'ids' is INT64, which cannot be padded with 0.5",
+        ),
+        ({"padding": replace(PADDING, values={"ids": 2**63, "mask": 0})}, "cannot be padded"),
+        (
+            {"inputs": (replace(TEXT.inputs[0], datatype=DataType.BYTES), TEXT.inputs[1])},
+            "BYTES, which cannot be padded",
+        ),
+        ({"inputs": (replace(TEXT.inputs[0], datatype=DataType.BF16), TEXT.inputs[1])}, "BF16, which cannot be padded"),
+        ({"inputs": (replace(TEXT.inputs[0], shape=(-1, 8)), TEXT.inputs[1])}, "needs every size that varies"),
+        ({"outputs": (STATES,)}, "needs every size that varies"),
+    ],
+)
+def test_padding_that_does_not_fit_the_tensors_is_refused(changes: dict[str, object], words: str) -> None:
+    fine = replace(TEXT, padding=PADDING)
+    with pytest.raises(ValueError, match=words):
+        replace(fine, **changes)
+    fields = {name: changes.get(name, getattr(fine, name)) for name in fine.__struct_fields__}
+    with pytest.raises(msgspec.ValidationError, match=words):
+        msgspec.json.decode(msgspec.json.encode(fields), type=Signature)
+
+
+@pytest.mark.parametrize(("datatype", "value", "fits"), [
+    (DataType.FP32, 0.1, True), (DataType.FP32, 1e40, False), (DataType.FP16, -65504, True), (DataType.UINT8, -1, False),
+    (DataType.UINT8, 255, True), (DataType.BOOL, 1, True), (DataType.BOOL, 2, False), (DataType.FP64, 2**2000, False),
+])  # fmt: skip
+def test_a_padding_value_must_be_one_that_the_tensor_can_hold(datatype: DataType, value: float, fits: bool) -> None:
+    spec = TensorSpec(name="x", datatype=datatype, shape=(-1, -1))
+    if fits:
+        spec.check_value(value)
+    else:
+        with pytest.raises(ValueError, match="cannot be padded with"):
+            spec.check_value(value)
 
 
 @pytest.mark.parametrize("datatype", [d for d in DataType if d not in (DataType.BF16, DataType.BYTES)])

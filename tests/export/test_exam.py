@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seatrial.errors import InvalidSource
-from seatrial.tensors import Array, DataType, DynamicAxis, Signature, TensorSpec
+from seatrial.tensors import Array, DataType, DynamicAxis, Padding, Signature, TensorSpec
 from seatrial_export.build import Built
 from seatrial_export.candidate import CANDIDATES, Candidate, Lost, Verdict
 from seatrial_export.exam import set_exam
@@ -120,6 +120,7 @@ TEXT = Signature(
         DynamicAxis(name="batch", at={"ids": 0, "y": 0}, max=8),
         DynamicAxis(name="tokens", at={"ids": 1}, min=2, max=9),
     ),
+    padding=Padding(axis="tokens", values={"ids": 0}),
 )
 IDS = {"ids": np.array([[5, 3, 0, 0], [2, 0, 0, 0], [1, 1, 4, 2], [3, 0, 0, 0], [9, 9, 9, 0]])}
 
@@ -131,7 +132,7 @@ def mean_of_tokens(inputs: Inputs) -> Outputs:
 
 
 def test_lengths_are_tried_from_the_shortest_to_the_longest_and_padding_must_not_be_heard() -> None:
-    exam = set_exam(TEXT, IDS, mean_of_tokens, padding=0)
+    exam = set_exam(TEXT, IDS, mean_of_tokens)
     assert [case.name for case in exam.cases if "tokens" in case.name] == [
         "tokens 2",
         "tokens 3",
@@ -151,7 +152,43 @@ def test_lengths_are_tried_from_the_shortest_to_the_longest_and_padding_must_not
     with pytest.raises(Unfaithful, match=r"padded|lowest|batch"):
         verify(FLOAT, careless, exam)
     with pytest.raises(InvalidSource, match="itself answers a row differently padded"):
-        set_exam(TEXT, IDS, careless, padding=0)
+        set_exam(TEXT, IDS, careless)
+
+
+MASKED = Signature(
+    inputs=(
+        TensorSpec(name="ids", datatype=DataType.INT64, shape=(-1, -1)),
+        TensorSpec(name="mask", datatype=DataType.INT64, shape=(-1, -1)),
+    ),
+    outputs=(
+        TensorSpec(name="states", datatype=DataType.FP32, shape=(-1, -1)),
+        TensorSpec(name="y", datatype=DataType.FP32, shape=(-1, 1)),
+    ),
+    dynamic_axes=(
+        DynamicAxis(name="batch", at={"ids": 0, "mask": 0, "states": 0, "y": 0}, max=8),
+        DynamicAxis(name="tokens", at={"ids": 1, "mask": 1, "states": 1}, max=9),
+    ),
+    padding=Padding(axis="tokens", values={"ids": 3, "mask": 0}),
+)
+
+
+def masked_mean(inputs: Inputs) -> Outputs:
+    ids, mask = inputs["ids"], inputs["mask"]
+    mean = (ids * mask).sum(axis=1, keepdims=True) / mask.sum(axis=1, keepdims=True).clip(1)
+    return {"states": ids.astype(np.float32), "y": mean.astype(np.float32)}
+
+
+def test_a_mask_that_is_not_heeded_is_found_out_by_rows_that_all_came_equally_long() -> None:
+    exam = set_exam(MASKED, {"ids": np.arange(1, 31).reshape(5, 6), "mask": np.ones((5, 6), np.int64)}, masked_mean)
+
+    def heedless(inputs: Inputs) -> Outputs:
+        return masked_mean({**inputs, "mask": np.ones_like(inputs["mask"])})
+
+    verify(FLOAT, masked_mean, exam)
+    with pytest.raises(Unfaithful, match="padded to 6"):
+        verify(FLOAT, heedless, exam)
+    assert [party.name for party in exam.companies[1].parties] == ["padded to 6", "padded to 9"]
+    assert [row["ids"].shape[1] for row in exam.companies[1].alone] == [1, 2, 3, 4, 6]
 
 
 def test_golden_requests_of_a_quantized_variant_are_those_whose_largest_output_is_clear() -> None:

@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as hnp
 from seatrial.errors import EngineFailed, MalformedRequest
 from seatrial.tensors import Array, DataType
 from seatrial_serving import channel
-from seatrial_serving.channel import Part, Slot
+from seatrial_serving.channel import Laid, Part, Slot
+from seatrial_serving.padding import Pad, together
 
 
 @pytest.fixture
@@ -23,23 +24,23 @@ def slot() -> Iterator[Slot]:
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> tuple[DataType, list[Array]]:
+def batches(draw: st.DrawFn) -> Laid:
     """Some requests' rows of one tensor: the same type and trailing shape, differing numbers of rows."""
     datatype = draw(st.sampled_from(list(DataType)))
     trailing = draw(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=3))
     elements = st.binary(max_size=9) if datatype is DataType.BYTES else None
     dtype = object if datatype is DataType.BYTES else datatype.numpy
     rows = st.integers(0, 3).flatmap(lambda n: hnp.arrays(dtype, (n, *trailing), elements=elements))
-    return datatype, draw(st.lists(rows, min_size=1, max_size=4))
+    return datatype, draw(st.lists(rows, min_size=1, max_size=4)), None
 
 
 @given(st.lists(batches(), min_size=1, max_size=4))
-def test_what_is_placed_by_one_process_is_read_by_another(tensors: list[tuple[DataType, list[Array]]]) -> None:
+def test_what_is_placed_by_one_process_is_read_by_another(tensors: list[Laid]) -> None:
     ours = Slot.create(0)
     theirs = Slot(os.dup(ours.descriptor))
     try:
         parts = ours.place(tensors)
-        for part, (datatype, pieces) in zip(parts, tensors, strict=True):
+        for part, (datatype, pieces, _) in zip(parts, tensors, strict=True):
             read = theirs.read(part, datatype, name="t")
             whole = np.concatenate(pieces)
             assert read.shape == whole.shape
@@ -50,12 +51,29 @@ def test_what_is_placed_by_one_process_is_read_by_another(tensors: list[tuple[Da
         theirs.close()
 
 
+@given(
+    st.sampled_from([np.bool_, np.int64, np.float16]),
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=4),
+)
+def test_short_pieces_are_padded_where_they_are_laid(kind: type[np.generic], sizes: list[tuple[int, int]]) -> None:
+    pieces = [np.ones((rows, 2, length), kind) for rows, length in sizes]
+    datatype, pad = DataType.of(pieces[0].dtype), Pad(axis=2, value=0)
+    slot = Slot.create(0)
+    before, part, after = slot.place(
+        [(datatype, pieces[:1], None), (datatype, pieces, pad), (datatype, pieces[:1], None)]
+    )
+    assert slot.read(part, datatype, name="t").tolist() == together(pieces, pad).tolist()
+    assert slot.read(before, datatype, name="t").all()
+    assert slot.read(after, datatype, name="t").all()
+    slot.close()
+
+
 def test_either_side_may_grow_it_and_arrays_in_it_stay_valid(slot: Slot) -> None:
     theirs = Slot(os.dup(slot.descriptor))
-    [part] = slot.place([(DataType.INT32, [np.arange(10, dtype=np.int32)])])
+    [part] = slot.place([(DataType.INT32, [np.arange(10, dtype=np.int32)], None)])
     early = theirs.read(part, DataType.INT32, name="early")
     big = np.arange(100_000, dtype=np.int64)
-    [big_part] = theirs.place([(DataType.INT64, [big])])
+    [big_part] = theirs.place([(DataType.INT64, [big], None)])
     assert slot.read(big_part, DataType.INT64, name="big").tolist() == big.tolist()
     assert early.shape == (10,)
     theirs.close()

@@ -1,7 +1,7 @@
 """OpenAI's embeddings and list of models, for bundles that say how they make texts or token ids into embeddings.
 
 Source: OpenAI's API reference, "Embeddings" and "Models"; the `openai` client is the test. More inputs than a batch may
-have go through as several batches, one after the other. `dimensions` may only be what the model has: a shorter embedding
+have go through as several batches, one after the other, the shortest first. `dimensions` may only be what the model has: a shorter embedding
 would be another model's.
 """
 
@@ -64,17 +64,19 @@ def router(plane: DataPlane) -> APIRouter:
             asked = _decode(body, _Asked)
             graph, inputs = _inputs(asked.input)
             signature = _signature(generation, graph, asked)
-            embedded: list[Any] = []
+            embedded: dict[int, Any] = {}
             used = 0
+            shortest_first = sorted(range(len(inputs)), key=lambda index: len(inputs[index]))
             for start in range(0, len(inputs), generation.max_rows):
-                some = _as_request(signature, inputs[start : start + generation.max_rows])
-                embedding, tokens = await plane.submit(exchange, some, graph=graph)
-                embedded.extend(embedding.array)
+                some = shortest_first[start : start + generation.max_rows]
+                chosen = _as_request(signature, [inputs[index] for index in some])
+                embedding, tokens = await plane.submit(exchange, chosen, graph=graph)
+                embedded.update(zip(some, embedding.array, strict=True))
                 used += int(tokens.array.sum())
             return {
                 "object": "list",
                 "model": asked.model,
-                "data": [_item(index, array, asked.encoding_format) for index, array in enumerate(embedded)],
+                "data": [_item(index, embedded[index], asked.encoding_format) for index in range(len(inputs))],
                 "usage": {"prompt_tokens": used, "total_tokens": used},
             }
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from seatrial.bundle import MAIN, Bundle, Normalize, Pool, Tokenize
 from seatrial.errors import BundleCorrupt, EngineFailed, MissingExtra, WrongInput
-from seatrial.tensors import Array, DataType, Signature, TensorSpec
+from seatrial.tensors import Array, DataType, Padding, Signature, TensorSpec
 from seatrial_serving.engines import EMBEDDING, TEXT, TOKEN_COUNT, TOKENS, Engine
 
 # ids and mask are [batch, tokens], states [batch, tokens, features], embeddings [batch, features]
@@ -34,16 +34,16 @@ class Embedding:
                 raise BundleCorrupt(
                     f"{bundle.path} wants a processing that there is none of: tokenize, pool, normalize"
                 )
+        self._tokenizer = _open_tokenizer(bundle, self._tokenize)
+        self._padding: int = (self._tokenizer.padding or {}).get("pad_id", 0)
         try:
-            self.graphs = {MAIN: engine.signature, **_graphs(engine.signature, tokenize, pool)}
+            self.graphs = {MAIN: engine.signature, **_graphs(engine.signature, tokenize, pool, padding=self._padding)}
         except (KeyError, ValueError) as error:
             raise BundleCorrupt(f"the processing of {bundle.path} does not fit its signature: {error}") from error
         self.signature = engine.signature
         self._engine = engine
-        self._tokenizer = _open_tokenizer(bundle, self._tokenize)
         self._vocabulary = self._tokenizer.get_vocab_size()
         self._least = self.graphs[TOKENS].dynamic_axes[1].min
-        self._padding: int = (self._tokenizer.padding or {}).get("pad_id", 0)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
@@ -101,8 +101,8 @@ def _mean(states: Array, mask: Array) -> Array:
     return mean
 
 
-def _graphs(main: Signature, tokenize: Tokenize, pool: Pool) -> dict[str, Signature]:
-    """Raises `KeyError` or `ValueError` where the transforms do not fit `main`."""
+def _graphs(main: Signature, tokenize: Tokenize, pool: Pool, *, padding: int) -> dict[str, Signature]:
+    """`padding` is the id that fills the end of a short row. Raises `KeyError` or `ValueError` where the transforms do not fit `main`."""
     inputs = {spec.name: spec for spec in main.inputs}
     ids, mask = inputs[tokenize.ids], inputs[tokenize.mask]
     states = {spec.name: spec for spec in main.outputs}[pool.output]
@@ -129,6 +129,7 @@ def _graphs(main: Signature, tokenize: Tokenize, pool: Pool) -> dict[str, Signat
                 msgspec.structs.replace(batch, at={ids.name: 0, mask.name: 0, **answered}),
                 msgspec.structs.replace(length, at={ids.name: 1, mask.name: 1}, max=tokenize.max_tokens),
             ),
+            padding=Padding(axis=length.name, values={ids.name: padding, mask.name: 0}),
         ),
         TEXT: Signature(
             inputs=(TensorSpec(name=TEXT, datatype=DataType.BYTES, shape=(-1,)),),
