@@ -26,6 +26,7 @@ class Server:
     models: tuple[str, ...]
     out: Path
     err: Path
+    management: str = ""
 
     def url(self, path: str) -> str:
         return f"http://{self.http}{path}"
@@ -108,4 +109,5 @@ def when_ready(process: subprocess.Popen[bytes], place: Path) -> Server:
         models=tuple(ready["models"]),
         out=place / "out",
         err=place / "err",
+        management=ready["management"],
     )

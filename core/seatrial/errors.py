@@ -9,10 +9,12 @@ SeatrialError
 │   ├── NonFinite            a number that the tensor cannot hold
 │   ├── TooLarge             a body, header or tensor over its limit
 │   ├── UnsupportedEncoding  a content type or encoding that the server does not speak
-│   ├── Forbidden            the server's settings do not allow it
+│   ├── Unauthenticated      nobody knows who asks: no key, or one that is wrong, expired or revoked
+│   ├── Forbidden            the server's settings, or the caller's rights, do not allow it
 │   └── UnknownModel         no model, version or alias of that name is served
 ├── Refused              try again later
 │   ├── Overloaded           the queue is full
+│   ├── QuotaExceeded        this caller has asked for more than its share
 │   ├── NotReady             starting, draining, or no engine is up
 │   └── DeadlinePassed       the answer would have come too late
 ├── Broken               somebody must look
@@ -64,6 +66,10 @@ class UnsupportedEncoding(BadRequest):
     pass
 
 
+class Unauthenticated(BadRequest):
+    pass
+
+
 class Forbidden(BadRequest):
     pass
 
@@ -78,6 +84,12 @@ class Refused(SeatrialError):
 
 class Overloaded(Refused):
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(Refused):
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 

@@ -52,7 +52,7 @@ def put_in_place(aside: Path, target: Path) -> None:
     _sync(target.parent)
 
 
-def write_whole(target: Path, data: bytes) -> None:
+def write_whole(target: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace the file `target` by `data`, so that a reader sees the old or the new content, never a part."""
     with telling_of_full_disk(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def write_whole(target: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(aside).chmod(0o644)
+            Path(aside).chmod(mode)
             Path(aside).replace(target)
             _sync(target.parent)
         except BaseException:

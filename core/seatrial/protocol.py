@@ -12,7 +12,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,6 +22,9 @@ from seatrial.errors import MalformedRequest, NonFinite, WrongInput
 from seatrial.tensors import Array, DataType, TensorSpec
 
 MAX_RANK = 16
+MAX_TENSORS = 1024
+"""Inputs or outputs that one request may name."""
+MAX_PARAMETERS = 256
 MOST_HEADS, LONGEST_HEAD = 1024, 8192
 """Bounds of the memory of layouts."""
 Parameters = dict[str, str | int | float | bool]
@@ -83,19 +86,22 @@ def _count(parameters: Mapping[str, str | int | float | bool], name: str) -> int
     return given
 
 
+_Parameters = Annotated[Parameters, msgspec.Meta(max_length=MAX_PARAMETERS)]
+
+
 class _TensorHead(msgspec.Struct):
     name: str
     shape: list[int]
     datatype: DataType
-    parameters: Parameters = {}
+    parameters: _Parameters = {}
     data: msgspec.Raw = msgspec.Raw()
 
 
 class _RequestHead(msgspec.Struct):
-    inputs: list[_TensorHead]
-    outputs: list[RequestedOutput] = []
+    inputs: Annotated[list[_TensorHead], msgspec.Meta(max_length=MAX_TENSORS)]
+    outputs: Annotated[list[RequestedOutput], msgspec.Meta(max_length=MAX_TENSORS)] = []
     id: str = ""
-    parameters: Parameters = {}
+    parameters: _Parameters = {}
 
 
 _decode_head = msgspec.json.Decoder(_RequestHead).decode
@@ -266,7 +272,7 @@ def _read_json(head: _TensorHead, count: int) -> Array:
         raise WrongInput(f"tensor '{head.name}' is {head.datatype}, which has no JSON form; send it as binary data")
     try:
         elements: list[Any] = []
-        _flatten(orjson.loads(bytes(head.data)), elements)
+        _flatten(orjson.loads(bytes(head.data)), elements, MAX_RANK)
     except (ValueError, RecursionError) as error:
         raise MalformedRequest(f"the data of tensor '{head.name}' is not JSON: {error}") from error
     if len(elements) != count:
@@ -274,12 +280,14 @@ def _read_json(head: _TensorHead, count: int) -> Array:
     return elements_as_array(elements, head).reshape(head.shape)
 
 
-def _flatten(data: Any, into: list[Any]) -> None:
+def _flatten(data: Any, into: list[Any], depth: int) -> None:
     if not isinstance(data, list):
         into.append(data)
     elif data and isinstance(data[0], list):
+        if depth <= 1:
+            raise WrongInput(f"the data are nested deeper than the {MAX_RANK} dimensions that are accepted")
         for row in data:
-            _flatten(row, into)
+            _flatten(row, into, depth - 1)
     else:
         into.extend(data)
 

@@ -7,7 +7,7 @@ A setting comes, in this order, from a command-line flag, the environment (`SEAT
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -24,6 +24,8 @@ from seatrial.spelling import did_you_mean
 CONFIG_FILE = "seatrial.toml"
 REFERENCE = "docs/reference.md lists them all"
 _ROUTE = r"^(/[A-Za-z0-9._~:@-]+)+$"
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+"""Those with a public key: a secret that both ends know could be mistaken for one."""
 
 
 class _Group(BaseModel):
@@ -103,6 +105,78 @@ class Doors(_Group):
     """One more path that says whether the server is ready. By default AIP_HEALTH_ROUTE."""
 
 
+class Tls(_Group):
+    """TLS on the ports of REST, gRPC and management. The files are read again when they change."""
+
+    certificate: Path | None = None
+    """The server's certificate and those between it and the root, PEM. With it, all three ports speak TLS only."""
+    key: Path | None = None
+    """The certificate's private key, PEM, without a password."""
+    client_ca: Path | None = None
+    """Certificates that sign those of clients, PEM. With it, clients are asked for one."""
+    client_certificate: Literal["required", "optional"] = "required"
+    """Whether a client without a certificate is refused in the handshake. Kubernetes' own probes have none."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Tls":
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: set both or neither")
+        if self.client_ca and not self.certificate:
+            raise ValueError("client_ca needs certificate and key: without TLS nobody is asked for a certificate")
+        return self
+
+
+class Tokens(_Group):
+    """Whose JSON Web Tokens are believed. Set issuer, audience and keys to take any."""
+
+    issuer: str | None = None
+    """The `iss` that a token must have."""
+    audience: str | None = None
+    """The `aud` that a token must have."""
+    keys: str | None = Field(default=None, pattern=r"^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]|/)")
+    """The issuer's public keys (JWKS): an https address, or a file by its absolute path."""
+    algorithms: tuple[Algorithm, ...] = ("RS256", "ES256")
+    """Signatures that are believed."""
+    claim: str = "sub"
+    """The claim, a text or a list of texts, whose values `seatrial keys allow token:VALUE` gives rights to."""
+    leeway_s: float = Field(default=30.0, ge=0)
+    """How far the issuer's clock may be from ours."""
+    refresh_s: float = Field(default=300.0, ge=1)
+    """How often keys at an address are fetched."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Tokens":
+        if len({value is None for value in (self.issuer, self.audience, self.keys)}) > 1:
+            raise ValueError("issuer, audience and keys belong together: set all three or none")
+        return self
+
+
+class Quota(_Group):
+    """What each caller may have where `seatrial keys` says nothing else; none is no limit. Each server counts by itself."""
+
+    requests_per_s: float | None = Field(default=None, gt=0)
+    """Inference requests; one more is refused with 429."""
+    rows_per_s: float | None = Field(default=None, gt=0)
+    """Rows of inference requests. A request is taken while one is left, and what it holds is owed."""
+    burst_s: float = Field(default=2.0, gt=0)
+    """The share of so many seconds may be used at once."""
+
+
+class Access(_Group):
+    """Who may do what. Without a file, whoever reaches a port may do everything that it offers."""
+
+    file: Path | None = None
+    """The file that `seatrial keys` writes. With it, every request but those for health must come from a caller in it."""
+    quota: Quota = Quota()
+    tokens: Tokens = Tokens()
+
+    @model_validator(mode="after")
+    def _counts_by_caller(self) -> "Access":
+        if self.file is None and (self.tokens.issuer or self.quota.requests_per_s or self.quota.rows_per_s):
+            raise ValueError("tokens and quota mean nothing while nobody is asked who they are; set access.file too")
+        return self
+
+
 class Serving(_Group):
     host: str = "127.0.0.1"
     """Address to listen on. The container image sets 0.0.0.0."""
@@ -112,6 +186,9 @@ class Serving(_Group):
     """gRPC. 0 takes a free port and prints it."""
     metrics_port: int = Field(default=8002, ge=0, le=65535)
     """Prometheus metrics. 0 takes a free port and prints it."""
+    management_port: int | None = Field(default=None, ge=0, le=65535)
+    """A port of its own for loading and unloading models over REST, which then answers nowhere else, gRPC included. It
+    says what there is, too, and infers nothing. By default REST's port does both."""
     drain_s: float = Field(default=5.0, ge=0)
     """After SIGTERM: how long requests are still accepted, so that load balancers can notice that we are not ready."""
     latency_budget_ms: float = Field(default=100.0, gt=0)
@@ -129,6 +206,8 @@ class Serving(_Group):
     limits: Limits = Limits()
     engines: Engines = Engines()
     doors: Doors = Doors()
+    tls: Tls = Tls()
+    access: Access = Access()
 
 
 class Registry(_Group):
@@ -223,6 +302,11 @@ class Settings(BaseSettings):
     @property
     def data_folder(self) -> Path:
         return self.data or self.home / "data"
+
+    @property
+    def access_file(self) -> Path:
+        """Where `seatrial keys` writes."""
+        return self.serving.access.file or self.home / "access.json"
 
     @property
     def triton_environment(self) -> Path:

@@ -7,7 +7,7 @@ a model version and variant, not to the processes that run it: they survive a ge
 import platform
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from seatrial import __version__
 from seatrial_monitoring import series, triton_names
-from seatrial_monitoring.series import Outcome, Protocol, Rejection, Series, Swap
+from seatrial_monitoring.series import Denial, Outcome, Protocol, Rejection, Series, Swap
 
 
 class Histogram:
@@ -132,6 +132,7 @@ class ServerFacts:
     log_written: int = 0
     generations: Sequence[GenerationFacts] = ()
     aliases: Sequence[AliasFacts] = ()
+    denied: Mapping[Denial, int] = field(default_factory=lambda: dict.fromkeys(Denial, 0))
 
 
 @dataclass(slots=True, eq=False)
@@ -209,6 +210,7 @@ def _states(facts: ServerFacts) -> Iterator[Metric]:
     yield _gauge(series.READY, [((), facts.ready)])
     yield _gauge(series.REGISTRY_AGE, [((), facts.registry_age_s)])
     yield _gauge(series.ALIAS_DRIFT, (((each.model, each.alias), each.drift_s) for each in facts.aliases))
+    yield _counter(series.DENIED, (((denial,), count) for denial, count in facts.denied.items()))
     yield _counter(series.LOG_DROPPED, [((), facts.log_dropped)])
     yield _counter(series.LOG_WRITTEN, [((), facts.log_written)])
     live = [((each.model, each.version, each.variant), each) for each in facts.generations]

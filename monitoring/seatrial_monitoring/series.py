@@ -36,12 +36,20 @@ class Protocol(StrEnum):
 
 
 class Rejection(StrEnum):
-    """Why a request was not computed, although nothing in it was wrong; of `client_error`, only what is too large."""
+    """Why a request was not computed, although nothing in it was wrong; of `client_error`, what is too much."""
 
     QUEUE_FULL = "queue_full"
     NOT_READY = "not_ready"
     DEADLINE = "deadline"
     TOO_LARGE = "too_large"
+    QUOTA = "quota"
+
+
+class Denial(StrEnum):
+    """Why a request was turned away because of who sent it."""
+
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
 
 
 class Swap(StrEnum):
@@ -135,6 +143,12 @@ UNKNOWN_MODEL = Series(
     labels=("protocol",),
     help="Inference requests that name no model or version that is served.",
 )
+DENIED = Series(
+    name="seatrial_denied_requests",
+    kind="counter",
+    labels=("denial",),
+    help="Requests of any kind that were turned away because nobody knows who sent them, or the sender may not.",
+)
 ENGINE_DEATHS = Series(
     name="seatrial_engine_deaths",
     kind="counter",
@@ -215,7 +229,7 @@ BUILD = Series(name="seatrial_build_info", kind="gauge", labels=("seatrial", "py
 ALL: tuple[Series, ...] = (
     *(REQUESTS, REQUEST_DURATION, QUEUE_DURATION, COMPUTE_DURATION, BATCH_SIZE, TOKENS, PADDING),
     *(QUEUE_DEPTH, IN_FLIGHT, UNKNOWN_MODEL),
-    *(REJECTED, CACHE_HITS, CACHE_MISSES, ENGINE_DEATHS, RETRIED, QUARANTINED),
+    *(REJECTED, DENIED, CACHE_HITS, CACHE_MISSES, ENGINE_DEATHS, RETRIED, QUARANTINED),
     *(ENGINES, LOADED, LOAD_DURATION, RESIDENT, SWAPS),
     *(ALIAS_DRIFT, REGISTRY_AGE, READY, LOG_DROPPED, LOG_WRITTEN, BUILD),
 )

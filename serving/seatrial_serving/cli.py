@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--http-port", type=int, help="REST; 0 takes a free port.  [default: 8000]")
 @click.option("--grpc-port", type=int, help="gRPC; 0 takes a free port.  [default: 8001]")
 @click.option("--metrics-port", type=int, help="Prometheus; 0 takes a free port.  [default: 8002]")
+@click.option("--management-port", type=int, help="Loading and unloading; 0 takes a free port.  [default: REST's]")
 @click.option("--engines", type=int, help="Engine processes for each model.  [default: 2, or 1 where memory is short]")
 @click.option("--request-log/--no-request-log", default=None, help="One JSON line a request.  [default: on]")
 @json_option
@@ -31,6 +32,7 @@ def serve(
     http_port: int | None,
     grpc_port: int | None,
     metrics_port: int | None,
+    management_port: int | None,
     engines: int | None,
     request_log: bool | None,
     as_json: bool,
@@ -55,6 +57,7 @@ def serve(
             "http_port": http_port,
             "grpc_port": grpc_port,
             "metrics_port": metrics_port,
+            "management_port": management_port,
             "engines": {"count": engines},
             "request_log": request_log,
         }
@@ -65,7 +68,7 @@ def serve(
             click.echo(json.dumps({"event": "ready", **asdict(addresses)}))
             return
         click.echo(f"serving {', '.join(addresses.models)}")
-        click.echo(f"  REST     http://{addresses.http}")
+        click.echo(f"  REST     {'https' if settings.serving.tls.certificate else 'http'}://{addresses.http}")
         click.echo(f"  gRPC     {addresses.grpc}")
         click.echo(f"  metrics  http://{addresses.metrics}/metrics")
 

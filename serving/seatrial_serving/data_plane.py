@@ -4,6 +4,7 @@ A door translates; timing, ids, outcomes, metrics and the request log live here,
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,9 +19,11 @@ from seatrial.errors import (
     Forbidden,
     NotReady,
     Overloaded,
+    QuotaExceeded,
     Refused,
     SeatrialError,
     TooLarge,
+    Unauthenticated,
     UnknownModel,
 )
 from seatrial.protocol import PRIORITY, TIMEOUT, InferRequest
@@ -28,6 +31,8 @@ from seatrial.settings import Serving
 from seatrial_monitoring.metrics import ServingMetrics
 from seatrial_monitoring.request_log import RequestLog
 from seatrial_monitoring.series import Outcome, Protocol, Rejection
+from seatrial_serving.access.caller import CALLER, Act, Caller
+from seatrial_serving.access.guard import Guard
 from seatrial_serving.cache import ResponseCache, fingerprint
 from seatrial_serving.generation import Generation
 from seatrial_serving.repository import Listed, ModelState, Repository
@@ -36,6 +41,8 @@ from seatrial_serving.workers import Outputs, Request
 ALIAS = "@"
 
 A = TypeVar("A")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -53,6 +60,8 @@ class Exchange:
     waiting: Request | None = None
     cached: bool = False
     """It was answered with what an earlier one was answered."""
+    caller: Caller | None = None
+    """None where nobody is asked who they are."""
 
     def leave(self) -> None:
         """The caller has gone: nobody wants the answer."""
@@ -81,6 +90,8 @@ class DataPlane:
     log: RequestLog | None = None
     repository: Repository | None = None
     """None where what is served is fixed."""
+    guard: Guard | None = None
+    """None where everybody may do everything."""
     accepting: bool = True
     """False once draining began: readiness says no, while requests are still answered."""
     cache: ResponseCache | None = field(init=False)
@@ -123,8 +134,13 @@ class DataPlane:
         """What is asked for by name, and version or alias. A version that begins with "@" is an alias: so they are written
         where a protocol has room for a version only.
 
-        Raises `UnknownModel`, or `NotReady` for a model that is still to come.
+        Raises `UnknownModel`, `NotReady` for a model that is still to come, or `Forbidden`.
         """
+        if self.guard is not None:
+            self.guard.check(CALLER.get(), Act.READ, name)
+        return self._find(name, version, alias=alias)
+
+    def _find(self, name: str, version: str, *, alias: str = "") -> Generation:
         if version and version[0] == ALIAS:
             version, alias = "", version[1:]
         if version:
@@ -138,10 +154,18 @@ class DataPlane:
         if name in self._expected and name not in self._defaults:
             raise NotReady(f"model '{name}' is not loaded yet")
         wanted = name + (f" version {version}" if version else f" alias {alias}" if alias else "")
-        raise UnknownModel(f"there is no model {wanted!r} here; there are {self.served() or 'none yet'}")
+        others = "" if self.guard else f"; there are {self.served() or 'none yet'}"  # not for everybody to know
+        raise UnknownModel(f"there is no model {wanted!r} here{others}")
 
     def served(self) -> list[str]:
         return sorted(str(generation.identity) for generation in self.generations())
+
+    def visible(self) -> Iterator[Generation]:
+        """Of `generations`, those that the caller may know of."""
+        return (each for each in self.generations() if self._may_see(each.identity.name))
+
+    def _may_see(self, name: str) -> bool:
+        return self.guard is None or CALLER.get().may_anything(name)
 
     def generations(self) -> Iterator[Generation]:
         """Those that take requests, each once."""
@@ -160,23 +184,30 @@ class DataPlane:
     def index(self, *, ready: bool) -> list[Listed]:
         """What could be served, or only what is `ready` to be."""
         if self.repository is not None:
-            return [each for each in self.repository.index() if each.state is ModelState.READY or not ready]
-        served = (generation.identity for generation in self.generations())
+            listed = (each for each in self.repository.index() if each.state is ModelState.READY or not ready)
+            return [each for each in listed if self._may_see(each.name)]
+        served = (generation.identity for generation in self.visible())
         return [Listed(name=each.name, version=each.version, state=ModelState.READY) for each in served]
 
-    @property
-    def control(self) -> Repository:
-        """The repository, for those who want to change what is served. Raises `Forbidden` where nobody may."""
+    def control(self, name: str) -> Repository:
+        """The repository, for those who want to load or unload the model `name`. Raises `Forbidden` where they may not."""
         if self.repository is None or not self.settings.repository_control:
             raise Forbidden(
                 "models are not loaded or unloaded over the network here (serving.repository_control is off)"
             )
+        if self.guard is not None:
+            caller = CALLER.get()
+            self.guard.check(caller, Act.MANAGE, name)
+            log.info("'%s' loads or unloads the model '%s'", caller.name, name)
         return self.repository
 
     # One request
 
     def begin(self, protocol: Protocol, model: str, version: str = "") -> Exchange:
-        return Exchange(protocol=protocol, model=model, version=version, arrived=time.monotonic())
+        exchange = Exchange(protocol=protocol, model=model, version=version, arrived=time.monotonic())
+        if self.guard is not None:
+            exchange.caller = CALLER.get(None)
+        return exchange
 
     def answer(
         self,
@@ -280,11 +311,18 @@ class DataPlane:
             graph=graph,
             priority=request.priority if PRIORITY in request.parameters else 0,
         )
+        if exchange.caller is not None:
+            exchange.caller.allowance.take_rows(exchange.waiting.rows)
         return exchange.waiting.answer
 
-    def locate(self, exchange: Exchange) -> Generation:
-        """Find the generation that the exchange asks for, and note it there. Raises as `find` does."""
-        exchange.generation = self.find(exchange.model, exchange.version)
+    def locate(self, exchange: Exchange, *, alias: str = "") -> Generation:
+        """Find the generation that the exchange asks for, and note it there. Raises as `find` does, and `QuotaExceeded`."""
+        if self.guard is not None:
+            assert exchange.caller is not None, "a door let somebody in without asking who: this is a bug"
+            self.guard.check(exchange.caller, Act.INFER, exchange.model)
+        exchange.generation = self._find(exchange.model, exchange.version, alias=alias)
+        if exchange.caller is not None:
+            exchange.caller.allowance.take_request(exchange.caller.name)
         return exchange.generation
 
     def fail(self, exchange: Exchange, error: BaseException) -> None:
@@ -311,6 +349,8 @@ class DataPlane:
 
     def _count_homeless(self, exchange: Exchange) -> None:
         """Count a request that found no generation."""
+        if exchange.error in DENIED:
+            return  # the guard has counted it
         if exchange.outcome is Outcome.CLIENT_ERROR:
             self.metrics.unknown_model[exchange.protocol] += 1
         elif exchange.error == NotReady.__name__:
@@ -327,7 +367,9 @@ REJECTIONS = {
     NotReady.__name__: Rejection.NOT_READY,
     DeadlinePassed.__name__: Rejection.DEADLINE,
     TooLarge.__name__: Rejection.TOO_LARGE,
+    QuotaExceeded.__name__: Rejection.QUOTA,
 }
+DENIED = {Forbidden.__name__, Unauthenticated.__name__}
 
 
 def _outcome(error: BaseException) -> Outcome:
@@ -336,7 +378,7 @@ def _outcome(error: BaseException) -> Outcome:
             return Outcome.ABANDONED
         case DeadlinePassed():
             return Outcome.DEADLINE
-        case BadRequest():
+        case BadRequest() | QuotaExceeded():
             return Outcome.CLIENT_ERROR
         case Refused():
             return Outcome.REFUSED
@@ -360,6 +402,8 @@ def _record(exchange: Exchange, total_s: float) -> dict[str, Any]:
     }
     if exchange.cached:
         record["cached"] = True
+    if exchange.caller is not None:
+        record["caller"] = exchange.caller.name
     if exchange.error:
         record["error"] = exchange.error
     return record

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,13 @@ from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
 from seatrial.settings import Settings
 from seatrial_monitoring.metrics import ServerFacts, ServingMetrics
 from seatrial_monitoring.request_log import RequestLog
+from seatrial_monitoring.series import Denial
+from seatrial_serving.access.caller import Act
+from seatrial_serving.access.guard import guarding
+from seatrial_serving.access.tls import listening
 from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.doors.grpc import GrpcServer
-from seatrial_serving.doors.http import Application, HttpServer, listen
+from seatrial_serving.doors.http import EVERY_ACT, Application, HttpServer, listen
 from seatrial_serving.sources import Source
 from seatrial_serving.supervisor import Supervisor
 
@@ -25,11 +30,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """Where a running server listens, host and port each; `models` are those it serves."""
+    """Where a running server listens, host and port each; `models` are those it serves. `management` is empty where REST's
+    port does that too."""
 
     http: str
     grpc: str
     metrics: str
+    management: str
     models: tuple[str, ...]
 
 
@@ -50,7 +57,12 @@ async def serve(
         http_socket = stack.enter_context(listen(serving.host, serving.http_port))
         grpc_socket = stack.enter_context(listen(serving.host, serving.grpc_port))
         metrics_socket = stack.enter_context(listen(serving.host, serving.metrics_port))
+        management_socket = None
+        if serving.management_port is not None:
+            management_socket = stack.enter_context(listen(serving.host, serving.management_port))
         log.info("settings: %s", serving.model_dump_json())
+        guard = await stack.enter_async_context(guarding(serving.access))
+        tls, tls_h2 = (listening(serving.tls, speaks=speaks) for speaks in ("http/1.1", "h2"))
 
         request_log = RequestLog(sys.stdout.fileno(), share=serving.request_log_share) if serving.request_log else None
         if request_log is not None:
@@ -58,8 +70,8 @@ async def serve(
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         metrics = ServingMetrics(registry, serving.latency_budget_ms / 1000)
-        plane = DataPlane(serving, metrics, request_log)
-        grpc_server = GrpcServer(plane)
+        plane = DataPlane(serving, metrics, request_log, guard=guard)
+        grpc_server = GrpcServer(plane, tls=tls_h2)
         supervisor = plane.repository = Supervisor(settings, plane, metrics, grpc_server.announce)
         metrics.facts = lambda: ServerFacts(
             ready=plane.ready,
@@ -68,10 +80,13 @@ async def serve(
             log_written=request_log.written if request_log else 0,
             generations=[generation.facts() for generation in plane.generations()],
             aliases=supervisor.aliases(),
+            denied=guard.denied if guard else dict.fromkeys(Denial, 0),
         )
 
-        application = Application(plane)
-        http = HttpServer(application, serving.limits, door=application.infer)
+        application = Application(plane, EVERY_ACT if management_socket is None else EVERY_ACT - {Act.MANAGE})
+        http = HttpServer(application, serving.limits, door=application.infer, guard=guard, tls=tls)
+        managing = Application(plane, frozenset({Act.READ, Act.MANAGE}))
+        management = HttpServer(managing, serving.limits, guard=guard, tls=tls)
         metrics_http = HttpServer(make_asgi_app(registry), serving.limits)
         stopping = stop or asyncio.Event()
         signals = Signals(stopping)
@@ -82,16 +97,22 @@ async def serve(
         stack.push_async_callback(supervisor.stop)
         await http.start(http_socket)
         stack.push_async_callback(http.stop)
+        if management_socket is not None:
+            await management.start(management_socket)
+            stack.push_async_callback(management.stop)
         await grpc_server.start(grpc_socket)
         stack.push_async_callback(grpc_server.stop, serving.limits.request_s)
         await _unless(stopping, supervisor.start(sources))
         if not stopping.is_set():
             application.open_rest()
+            if management_socket is not None:
+                managing.open_rest()
         ready(
             Addresses(
-                http="{}:{}".format(*http_socket.getsockname()[:2]),
-                grpc="{}:{}".format(*grpc_socket.getsockname()[:2]),
-                metrics="{}:{}".format(*metrics_socket.getsockname()[:2]),
+                http=_address(http_socket),
+                grpc=_address(grpc_socket),
+                metrics=_address(metrics_socket),
+                management=_address(management_socket),
                 models=tuple(plane.served()),
             )
         )
@@ -102,6 +123,10 @@ async def serve(
             log.info("draining: not ready any more, requests are taken for %g s", serving.drain_s)
             await asyncio.sleep(serving.drain_s)
         log.info("stopping: answering what is in flight")
+
+
+def _address(listener: socket.socket | None) -> str:
+    return "" if listener is None else "{}:{}".format(*listener.getsockname()[:2])
 
 
 class Signals:

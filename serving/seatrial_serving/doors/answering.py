@@ -60,8 +60,7 @@ class Door:
         Raises `MalformedRequest` where that says none, or as `DataPlane.find` does.
         """
         exchange.model, exchange.version = model or self._only_model(), version
-        exchange.generation = self.plane.find(exchange.model, version, alias=alias)
-        return exchange.generation
+        return self.plane.locate(exchange, alias=alias)
 
     def refused(self, error: SeatrialError) -> Response:
         status, headers, _ = refusal(error)
@@ -78,7 +77,7 @@ class Door:
     def _only_model(self) -> str:
         if self.plane.settings.doors.model:
             return self.plane.settings.doors.model
-        names = sorted({generation.identity.name for generation in self.plane.generations()})
+        names = sorted({generation.identity.name for generation in self.plane.visible()})
         if len(names) == 1:
             return names[0]
         raise MalformedRequest(

@@ -8,12 +8,15 @@ import asyncio
 import logging
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote
 
 from seatrial.errors import MalformedRequest, SeatrialError, TooLarge
+from seatrial_serving.access.caller import CALLER, Caller
+from seatrial_serving.access.guard import Guard, credential
 from seatrial_serving.doors.compression import FORMATS, IDENTITY, compress, expand
 from seatrial_serving.doors.http2 import WINDOW, Headers, MalformedHead, Stream
 from seatrial_serving.doors.status import Code, grpc_code
@@ -70,6 +73,8 @@ class Head(NamedTuple):
     """Encodings that the client reads."""
     refusal: bytes
     """The header block to answer with, if the headers alone rule the call out."""
+    shown: bytes
+    """A key or token."""
 
 
 class Unary(NamedTuple):
@@ -85,11 +90,14 @@ Methods: TypeAlias = Mapping[str, Unary | Streaming]
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """The service of an HTTP/2 connection that answers gRPC calls; `methods` by path, `/package.Service/Method`."""
+    """The service of an HTTP/2 connection that answers gRPC calls; `methods` by path, `/package.Service/Method`. With a
+    guard, all but the `unguarded` ones ask who calls."""
 
     methods: Methods
     max_message: int
     max_headers: int
+    guard: Guard | None = None
+    unguarded: Container[str] = ()
 
     def read_head(self, headers: Headers) -> Head:
         given = dict(headers)
@@ -102,6 +110,7 @@ class Calls:
             encoding=given.get(b"grpc-encoding", IDENTITY.encode()).decode("latin-1"),
             takes=frozenset(given.get(b"grpc-accept-encoding", b"").decode("latin-1").replace(" ", "").split(",")),
             refusal=self._refusal(headers, given.get(b"content-type", b"")),
+            shown=credential(headers) if self.guard is not None else b"",
         )
 
     def _refusal(self, headers: Headers, content_type: bytes) -> bytes:
@@ -114,13 +123,36 @@ class Calls:
         if head.refusal:
             stream.send(trailers=head.refusal)
             return UnaryCall(stream, head, self.max_message, _unknown)
-        match self.methods.get(head.path):
-            case Unary(answer):
-                return UnaryCall(stream, head, self.max_message, answer)
-            case Streaming(talk):
-                return Conversation(stream, head, self.max_message, talk)
-            case None:
-                return UnaryCall(stream, head, self.max_message, _unknown)
+        method = self.methods.get(head.path, Unary(_unknown))
+        if self.guard is not None and head.path not in self.unguarded:
+            return self._accept_known(stream, head, method, self.guard)
+        if isinstance(method, Unary):
+            return UnaryCall(stream, head, self.max_message, method.answer)
+        return Conversation(stream, head, self.max_message, method.talk)
+
+    def _accept_known(
+        self, stream: Stream[Head], head: Head, method: "Unary | Streaming", guard: Guard
+    ) -> "UnaryCall | Conversation":
+        """As `accept`, from a caller that the guard knows. Of a conversation it is asked again with each message."""
+        identify = partial(guard.identify, head.shown, stream.connection.subjects)
+        try:
+            caller = identify()
+        except SeatrialError as error:
+            guard.turned_away(error)
+            refused = UnaryCall(stream, head, self.max_message, _unknown)
+            refused.fail(error)
+            return refused
+        if isinstance(method, Unary):
+            return UnaryCall(stream, head, self.max_message, partial(_on_behalf, caller, method.answer))
+        return Conversation(stream, head, self.max_message, method.talk, identify)
+
+
+def _on_behalf(caller: Caller, answer: "Callable[[UnaryCall, bytes], None]", call: "UnaryCall", message: bytes) -> None:
+    before = CALLER.set(caller)
+    try:
+        answer(call, message)
+    finally:
+        CALLER.reset(before)
 
 
 def _unknown(call: "UnaryCall", _: bytes) -> None:
@@ -267,7 +299,7 @@ class Conversation(Call):
     Raises `MalformedRequest`, `TooLarge` or `UnsupportedEncoding` from the iteration.
     """
 
-    __slots__ = ("_body", "_heard", "_messages", "_more", "_task", "_trouble", "_whole", "stopping")
+    __slots__ = ("_body", "_heard", "_identify", "_messages", "_more", "_task", "_trouble", "_whole", "stopping")
 
     def __init__(
         self,
@@ -275,8 +307,10 @@ class Conversation(Call):
         head: Head,
         max_message: int,
         talk: "Callable[[Conversation], Coroutine[Any, Any, None]]",
+        identify: Callable[[], Caller] | None = None,
     ) -> None:
         super().__init__(stream, head, max_message)
+        self._identify = identify
         self._body = bytearray()
         self._whole = 0
         self._messages: deque[bytes] = deque()
@@ -316,6 +350,8 @@ class Conversation(Call):
             while self._messages:
                 framed = self._messages.popleft()
                 self._use_up(len(framed))
+                if self._identify is not None:
+                    CALLER.set(self._identify())  # in the context of this conversation's own task
                 yield await asyncio.to_thread(self._unframed, framed) if framed[0] else framed[PREFIX.size :]
             if self._trouble is not None:
                 raise self._trouble

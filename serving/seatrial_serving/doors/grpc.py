@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from seatrial import __version__
 from seatrial.errors import MalformedRequest, SeatrialError, WrongInput
 from seatrial.protocol import (
+    MAX_TENSORS,
     InferRequest,
     Parameters,
     RequestedOutput,
@@ -40,6 +42,8 @@ from seatrial_serving.repository import check_load_parameters
 from seatrial_serving.workers import Outputs
 
 SWEEP_S = 0.5
+MANAGING = (f"/{SERVICE}/RepositoryModelLoad", f"/{SERVICE}/RepositoryModelUnload")
+"""Not answered here where management has a port of its own, which speaks REST."""
 MOST_AHEAD = 64
 """Requests of one stream that may wait for their answers; the next is read when one of them is answered."""
 
@@ -65,12 +69,15 @@ CONTENTS: Mapping[DataType, str] = {
 class GrpcServer:
     """Created on the event loop that serves it."""
 
-    def __init__(self, plane: DataPlane) -> None:
-        self._limits = plane.settings.limits
+    def __init__(self, plane: DataPlane, *, tls: ssl.SSLContext | None = None) -> None:
+        self._limits, self._tls = plane.settings.limits, tls
         self._health = Health(lambda: plane.ready, services=("", SERVICE))
         methods = {**Servicer(plane).methods(), **self._health.methods()}
         methods |= reflection(methods, POOL)
-        self._calls = Calls(methods, self._limits.body_bytes, self._limits.header_bytes)
+        if plane.settings.management_port is not None:
+            methods = {path: method for path, method in methods.items() if path not in MANAGING}
+        anybody = {*self._health.methods(), f"/{SERVICE}/ServerLive", f"/{SERVICE}/ServerReady"}
+        self._calls = Calls(methods, self._limits.body_bytes, self._limits.header_bytes, plane.guard, anybody)
         self._connections: set[Connection[Head]] = set()
         self._empty = asyncio.Event()
         self._server: asyncio.Server
@@ -79,7 +86,10 @@ class GrpcServer:
     async def start(self, listener: socket.socket) -> None:
         self.announce()
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._connect, sock=listener)
+        patience = None if self._tls is None else self._limits.receive_s
+        self._server = await loop.create_server(
+            self._connect, sock=listener, ssl=self._tls, ssl_handshake_timeout=patience
+        )
         self._sweeping = loop.create_task(self._sweep())
 
     def announce(self) -> None:
@@ -167,7 +177,7 @@ class Servicer:
         return ParseDict({"models": listed}, messages.RepositoryIndexResponse())
 
     async def repository_load(self, asked: messages.RepositoryModelLoadRequest) -> messages.RepositoryModelLoadResponse:
-        control = self._plane.control
+        control = self._plane.control(asked.model_name)
         check_load_parameters(asked.parameters)
         await control.load(asked.model_name)
         return messages.RepositoryModelLoadResponse()
@@ -175,7 +185,7 @@ class Servicer:
     async def repository_unload(
         self, asked: messages.RepositoryModelUnloadRequest
     ) -> messages.RepositoryModelUnloadResponse:
-        await self._plane.control.unload(asked.model_name)
+        await self._plane.control(asked.model_name).unload(asked.model_name)
         return messages.RepositoryModelUnloadResponse()
 
     def model_infer(self, call: UnaryCall, message: bytes) -> None:
@@ -309,6 +319,8 @@ def _slow(kind: type[M], method: Callable[[M], Coroutine[Any, Any, Message]]) ->
 
 def read_request(asked: messages.ModelInferRequest) -> InferRequest:
     """Raises `MalformedRequest` or `WrongInput`."""
+    if max(len(asked.inputs), len(asked.outputs)) > MAX_TENSORS:
+        raise MalformedRequest(f"the request names more than {MAX_TENSORS} tensors")
     raw = asked.raw_input_contents
     if raw and len(raw) != len(asked.inputs):
         raise MalformedRequest(

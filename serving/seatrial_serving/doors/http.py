@@ -11,20 +11,27 @@ same, and `Connection` hands the body to `InferDoor` itself, with no parser, ASG
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
 from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from seatrial.errors import PortInUse
+from seatrial.errors import PortInUse, SeatrialError
 from seatrial.settings import Limits
+from seatrial_serving.access.caller import CALLER, Act, Caller
+from seatrial_serving.access.guard import Guard, credential
+from seatrial_serving.access.tls import subjects
 from seatrial_serving.data_plane import DataPlane, Exchange
-from seatrial_serving.doors.infer import JSON, Ask, Headers, InferDoor, Scope
+from seatrial_serving.doors.infer import JSON, LARGE, Ask, Headers, InferDoor, Scope, refusal
 
 SWEEP_S = 0.5
 END_OF_HEAD = b"\r\n\r\n"
 CLOSE = (b"connection", b"close")
+OPEN = frozenset(("/v2/health/live", "/v2/health/ready", "/livez", "/readyz", "/ping", "/health"))
+"""Paths that say how the server is, and are answered to anybody."""
+EVERY_ACT = frozenset(Act)
 MOST_HEADS, LONGEST_HEAD = 1024, 4096
 """Bounds of what is remembered."""
 
@@ -57,28 +64,40 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise PortInUse(
             f"cannot listen on {host}:{port}: {error.strerror}. Another server may be running there; choose another port "
-            "with --http-port, --grpc-port or --metrics-port (0 takes a free one)"
+            "with --http-port, --grpc-port, --metrics-port or --management-port (0 takes a free one)"
         ) from error
     listener.setblocking(False)
     return listener
 
 
 class Application:
-    """ASGI: chooses who answers."""
+    """ASGI: asks who it is where that is to be asked, and chooses who answers. `acts` are those that this port offers."""
 
-    def __init__(self, plane: DataPlane) -> None:
-        self._plane = plane
+    def __init__(self, plane: DataPlane, acts: frozenset[Act] = EVERY_ACT) -> None:
+        self._plane, self._acts = plane, acts
         self.infer = InferDoor(plane)
         self._rest: Any = None
+        self._open = OPEN | {plane.settings.doors.health_route}
 
     def open_rest(self) -> None:
         """Import FastAPI and take every path from now on."""
         from seatrial_serving.doors.rest import build
 
-        self._rest = build(self._plane)
+        self._rest = build(self._plane, self._acts)
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        if (target := InferDoor.target(scope)) is not None:
+        guard = self._plane.guard
+        if guard is not None and scope["path"] not in self._open:
+            try:
+                CALLER.set(guard.identify(credential(scope["headers"]), scope.get("seatrial.subjects", ())))
+            except SeatrialError as error:
+                guard.turned_away(error)
+                await _turn_away(scope, send, error)
+                return
+        await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Any, send: Any) -> None:
+        if Act.INFER in self._acts and (target := InferDoor.target(scope)) is not None:
             model, version = target
             await self.infer(scope, receive, send, model=model, version=version)
         elif (health := self._health(scope["path"])) is not None:
@@ -99,18 +118,31 @@ class Application:
         return None
 
 
-async def _respond(send: Any, status: int, body: bytes) -> None:
-    headers = [JSON, (b"content-length", b"%d" % len(body))]
+async def _turn_away(scope: Scope, send: Any, error: SeatrialError) -> None:
+    """Without reading the body; where much of it may be to come, the connection ends with the answer."""
+    given = dict(scope["headers"])
+    status, headers, body = refusal(error)
+    stated = given.get(b"content-length", b"0")
+    if b"transfer-encoding" in given or not stated.isdigit() or int(stated) > LARGE:
+        headers.append(CLOSE)
+    await _respond(send, status, body, headers)
+
+
+async def _respond(send: Any, status: int, body: bytes, headers: Headers | None = None) -> None:
+    headers = headers or [JSON, (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
 class Connection(HttpToolsProtocol):
-    """One client's connection, held to `limits`; they and the `door` are set on a subclass for each server."""
+    """One client's connection, held to `limits`; they, the `door` and the `guard` are set on a subclass for each server."""
 
     limits: Limits
     door: InferDoor | None
+    guard: Guard | None
     heads: Heads
+    caller: Caller | None = None
+    """Who sent the request that the shortcut was taken for, where that is asked."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn narrows it too
         super().connection_made(transport)
@@ -121,6 +153,7 @@ class Connection(HttpToolsProtocol):
         self._head = b""
         """What the parser is being given, if it begins with a whole head."""
         self._shortcut: Shortcut | None = None
+        self._subjects = subjects(transport) if self.guard is not None else ()
 
     def data_received(self, data: bytes) -> None:
         if self._shortcut is not None:
@@ -130,7 +163,7 @@ class Connection(HttpToolsProtocol):
         if self.door is not None and self._began is None and self._at_rest:
             end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
             self._head = data[:end] if end >= len(END_OF_HEAD) else b""
-            if (ask := self.heads.find(self._head)) is not None:
+            if (ask := self.heads.find(self._head)) is not None and (self.guard is None or self._admits(ask)):
                 self._unset_keepalive_if_required()
                 self._began = self.loop.time()
                 self._shortcut = Shortcut(self, self.door, ask)
@@ -147,6 +180,8 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = self._chunk_bytes = 0
         super().on_message_begin()
+        if self._subjects:
+            cast(Scope, self.scope)["seatrial.subjects"] = self._subjects
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
@@ -221,7 +256,20 @@ class Connection(HttpToolsProtocol):
         if not head or self.door is None or self.parser.should_upgrade() or not self.parser.should_keep_alive():
             return
         if self.parser.get_http_version() == "1.1" and (ask := self.door.read(cast(Scope, self.scope))) is not None:
+            if self.guard is not None:
+                ask = ask._replace(shown=credential(self.headers))
+                if not self._admits(ask):
+                    return
             self.heads.learn(head, ask)
+
+    def _admits(self, ask: Ask) -> bool:
+        """Whether the shortcut may be taken; who is refused is told so on the long way, before the body is read."""
+        assert self.guard is not None
+        try:
+            self.caller = self.guard.identify(ask.shown, self._subjects)
+        except SeatrialError:
+            return False
+        return self.caller.may(Act.INFER, ask.model) and self.caller.allowance.is_open
 
     def sweep(self, now: float) -> None:
         """Close the connection if its client takes too long over a request, or has sent none for long."""
@@ -256,6 +304,7 @@ class Shortcut:
     def __init__(self, connection: Connection, door: InferDoor, ask: Ask) -> None:
         self._connection, self._door, self._ask = connection, door, ask
         self._exchange = door.begin(ask)
+        self._exchange.caller = connection.caller
         self._parts: list[bytes] = []
         self._missing = ask.size
         self._behind = b""
@@ -291,22 +340,31 @@ class Shortcut:
 class HttpServer:
     """uvicorn on our event loop and our sockets; the process's signals stay ours."""
 
-    def __init__(self, application: Any, limits: Limits, *, door: InferDoor | None = None) -> None:
-        protocol = type("BoundedConnection", (Connection,), {"limits": limits, "door": door, "heads": Heads()})
-        self._server = _Uvicorn(
-            uvicorn.Config(
-                application,
-                http=protocol,
-                ws="none",
-                lifespan="off",
-                loop="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=int(limits.idle_s),
-            )
+    def __init__(
+        self,
+        application: Any,
+        limits: Limits,
+        *,
+        door: InferDoor | None = None,
+        guard: Guard | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        held_to = {"limits": limits, "door": door, "guard": guard, "heads": Heads()}
+        config = uvicorn.Config(
+            application,
+            http=type("BoundedConnection", (Connection,), held_to),
+            ws="none",
+            lifespan="off",
+            loop="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=int(limits.idle_s),
         )
+        config.load()
+        config.ssl = tls
+        self._server = _Uvicorn(config)
         self._limits = limits
         self._tasks: list[asyncio.Task[None]] = []
 

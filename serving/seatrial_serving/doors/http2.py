@@ -17,6 +17,7 @@ from typing import Generic, Protocol, TypeVar
 from hpack import Decoder, HPACKError, OversizedHeaderListError
 
 from seatrial.settings import Limits
+from seatrial_serving.access.tls import subjects
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME = struct.Struct(">BHBBL")
@@ -214,6 +215,8 @@ class Connection(asyncio.Protocol, Generic[H]):
         self._service, self._limits, self._lost = service, limits, lost
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
+        self.subjects: tuple[str, ...] = ()
+        """The names in the client's certificate."""
         self._left_over = b""
         self._greeted = self._going = self._closed = False
         self._since = self._loop.time()
@@ -251,6 +254,7 @@ class Connection(asyncio.Protocol, Generic[H]):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # that of a TCP server
         self._transport = transport
+        self.subjects = subjects(transport)
         settings = {
             MAX_CONCURRENT_STREAMS: MOST_STREAMS,
             INITIAL_WINDOW_SIZE: WINDOW,
@@ -604,7 +608,10 @@ class Connection(asyncio.Protocol, Generic[H]):
         self._closed, self._since = True, self._loop.time()
         self._leave_streams()
         self._transport.resume_reading()
-        self._transport.write_eof()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()  # TLS says its own goodbye
 
 
 def _unpadded(payload: bytes) -> bytes:

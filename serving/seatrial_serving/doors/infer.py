@@ -14,7 +14,16 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import orjson
 
-from seatrial.errors import BadRequest, MalformedRequest, Overloaded, SeatrialError, TooLarge, WrongInput
+from seatrial.errors import (
+    BadRequest,
+    MalformedRequest,
+    Overloaded,
+    QuotaExceeded,
+    SeatrialError,
+    TooLarge,
+    Unauthenticated,
+    WrongInput,
+)
 from seatrial.protocol import CLASSIFICATION, InferRequest, Tensor, decode_request, encode_answer
 from seatrial_monitoring.series import Protocol
 from seatrial_serving.data_plane import ALIAS, DataPlane, Exchange
@@ -46,7 +55,7 @@ log = logging.getLogger(__name__)
 
 class Ask(NamedTuple):
     """What the head of an inference request says. `size` is the body's, where it is stated; `json_length` that of the JSON in
-    it; `encoding` is the body's, `accepts` the answer's, both empty for none."""
+    it; `encoding` is the body's, `accepts` the answer's, both empty for none; `shown` is a key or token, where one is asked."""
 
     model: str
     version: str
@@ -55,6 +64,7 @@ class Ask(NamedTuple):
     timeout_s: float | None = None
     encoding: str = ""
     accepts: str = ""
+    shown: bytes = b""
 
 
 class ClientLeft(Exception):
@@ -285,8 +295,10 @@ def refusal(error: SeatrialError) -> Response:
     """Status, headers and body for an error of ours."""
     body = orjson.dumps({"error": str(error)})
     headers = [JSON, (b"content-length", b"%d" % len(body))]
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded | QuotaExceeded):
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    if isinstance(error, Unauthenticated):
+        headers.append((b"www-authenticate", b'Bearer realm="seatrial"'))
     if isinstance(error, TooLarge):
         headers.append((b"connection", b"close"))  # what is left of the body is not worth reading
     return http_status(error), headers, body

@@ -28,6 +28,7 @@ TARGET_MODEL = "x-amzn-sagemaker-target-model"
 """The one header that SageMaker passes on and that names a model."""
 FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 ERROR_CODES: Mapping[int, str] = {
+    403: "PERMISSION_DENIED",
     404: "RESOURCE_DOES_NOT_EXIST",
     429: "REQUEST_LIMIT_EXCEEDED",
     500: "INTERNAL_ERROR",

@@ -53,7 +53,7 @@ def router(plane: DataPlane) -> APIRouter:
 
     @paths.get("/v1/models")
     def models() -> dict[str, Any]:
-        names = sorted({generation.identity.name for generation in plane.generations()})
+        names = sorted({generation.identity.name for generation in plane.visible()})
         return {"object": "list", "data": [openai_model(name) for name in names]}
 
     @paths.post("/v1/embeddings")

@@ -10,11 +10,12 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from seatrial import __version__
 from seatrial.errors import MalformedRequest, SeatrialError
+from seatrial_serving.access.caller import Act
 from seatrial_serving.data_plane import ALIAS, DataPlane
 from seatrial_serving.doors import mlflow, openai, tf_serving, torchserve
 from seatrial_serving.doors.configuration import configuration
@@ -26,7 +27,8 @@ from seatrial_serving.repository import check_load_parameters
 MODEL = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}", "/v2/models/{name}/aliases/{alias}")
 
 
-def build(plane: DataPlane) -> FastAPI:
+def build(plane: DataPlane, acts: frozenset[Act]) -> FastAPI:
+    """What answers on a port that offers `acts`."""
     app = FastAPI(title="Seatrial", version=__version__, openapi_url=None)
 
     @app.exception_handler(SeatrialError)
@@ -69,23 +71,32 @@ def build(plane: DataPlane) -> FastAPI:
         asked = await _read(request, plane, _Index)
         return [asdict(each) for each in plane.index(ready=asked.ready)]
 
-    @app.post("/v2/repository/models/{name}/load")
+    if Act.MANAGE in acts:
+        app.include_router(_management(plane))
+    if Act.INFER in acts:
+        for door in (mlflow, tf_serving, torchserve, openai):
+            app.include_router(door.router(plane))
+    return app
+
+
+def _management(plane: DataPlane) -> APIRouter:
+    paths = APIRouter()
+
+    @paths.post("/v2/repository/models/{name}/load")
     async def repository_load(name: str, request: Request) -> Response:
-        control = plane.control
+        control = plane.control(name)
         check_load_parameters((await _read(request, plane, _Change)).parameters)
         await control.load(name)
         return Response()
 
-    @app.post("/v2/repository/models/{name}/unload")
+    @paths.post("/v2/repository/models/{name}/unload")
     async def repository_unload(name: str, request: Request) -> Response:
-        control = plane.control
+        control = plane.control(name)
         await _read(request, plane, _Change)
         await control.unload(name)
         return Response()
 
-    for door in (mlflow, tf_serving, torchserve, openai):
-        app.include_router(door.router(plane))
-    return app
+    return paths
 
 
 E = TypeVar("E", bound=Callable[..., Any])

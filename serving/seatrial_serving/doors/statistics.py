@@ -22,7 +22,7 @@ def statistics(plane: DataPlane, name: str = "", version: str = "") -> dict[str,
 
 def _asked(plane: DataPlane, name: str, version: str) -> Iterator[Generation]:
     if not name:
-        yield from plane.generations()
+        yield from plane.visible()
         return
     found = plane.find(name, version)
     yield from [found] if version else (each for each in plane.generations() if each.identity.name == name)

@@ -19,14 +19,17 @@ class Code(IntEnum):
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 HTTP: Mapping[type[SeatrialError], int] = {
     errors.BadRequest: 400,
+    errors.Unauthenticated: 401,
     errors.Forbidden: 403,
     errors.UnknownModel: 404,
     errors.TooLarge: 413,
     errors.UnsupportedEncoding: 415,
+    errors.QuotaExceeded: 429,
     errors.Refused: 503,
     errors.DeadlinePassed: 504,
     SeatrialError: 500,
@@ -34,10 +37,12 @@ HTTP: Mapping[type[SeatrialError], int] = {
 
 GRPC: Mapping[type[SeatrialError], Code] = {
     errors.BadRequest: Code.INVALID_ARGUMENT,
+    errors.Unauthenticated: Code.UNAUTHENTICATED,
     errors.Forbidden: Code.PERMISSION_DENIED,
     errors.UnknownModel: Code.NOT_FOUND,
     errors.TooLarge: Code.RESOURCE_EXHAUSTED,
     errors.UnsupportedEncoding: Code.UNIMPLEMENTED,
+    errors.QuotaExceeded: Code.RESOURCE_EXHAUSTED,
     errors.Refused: Code.UNAVAILABLE,
     errors.DeadlinePassed: Code.DEADLINE_EXCEEDED,
     SeatrialError: Code.INTERNAL,

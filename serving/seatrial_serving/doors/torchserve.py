@@ -56,7 +56,7 @@ def router(plane: DataPlane) -> APIRouter:
 
     @paths.get("/models")
     def models() -> dict[str, Any]:
-        names = sorted({generation.identity.name for generation in plane.generations()})
+        names = sorted({generation.identity.name for generation in plane.visible()})
         return {"models": [{"modelName": name, "modelUrl": f"/v2/models/{name}"} for name in names]}
 
     return paths
