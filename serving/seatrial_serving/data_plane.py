@@ -126,6 +126,14 @@ class DataPlane:
         """Those that take requests, each once."""
         yield from dict.fromkeys((*self._versions.values(), *self._defaults.values()))
 
+    def addresses(self) -> list[tuple[str, str, Generation]]:
+        """Every way to ask for a generation: its model, its version or alias (with "@") or neither, and itself."""
+        return [
+            *((name, "", generation) for name, generation in self._defaults.items()),
+            *((name, version, generation) for (name, version), generation in self._versions.items()),
+            *((name, ALIAS + alias, generation) for (name, alias), generation in self._aliases.items()),
+        ]
+
     @property
     def ready(self) -> bool:
         """Whether a load balancer should send requests: not draining, and every model that was asked for is up."""
