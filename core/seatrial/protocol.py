@@ -25,6 +25,8 @@ MAX_RANK = 16
 MAX_TENSORS = 1024
 """Inputs or outputs that one request may name."""
 MAX_PARAMETERS = 256
+MAX_ELEMENTS = 2**48
+"""More than any tensor has, and few enough that their bytes can be counted; a size of 0 does not make the others good."""
 MOST_HEADS, LONGEST_HEAD = 1024, 8192
 """Bounds of the memory of layouts."""
 Parameters = dict[str, str | int | float | bool]
@@ -81,8 +83,8 @@ class InferRequest(NamedTuple):
 
 def _count(parameters: Mapping[str, str | int | float | bool], name: str) -> int:
     given = parameters.get(name, 0)
-    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
-        raise WrongInput(f"the parameter '{name}' is {given!r}, expected a whole number from 0 on")
+    if not isinstance(given, int) or isinstance(given, bool) or not 0 <= given < 2**64:
+        raise WrongInput(f"the parameter '{name}' is {given!r}, expected a whole number from 0 on, of 64 bits")
     return given
 
 
@@ -219,6 +221,8 @@ def element_count(shape: Sequence[int], *, name: str) -> int:
         raise WrongInput(f"tensor '{name}' has {len(shape)} dimensions; at most {MAX_RANK} are accepted")
     if any(size < 0 for size in shape):
         raise WrongInput(f"tensor '{name}' has shape {list(shape)}; a size cannot be negative")
+    if math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
+        raise WrongInput(f"tensor '{name}' has sizes that multiply to more than {MAX_ELEMENTS}")
     return math.prod(shape)
 
 

@@ -171,6 +171,16 @@ class DataPlane:
         """Those that take requests, each once."""
         yield from dict.fromkeys((*self._versions.values(), *self._defaults.values()))
 
+    def addresses(self) -> list[tuple[str, str, Generation]]:
+        """Every way in which the caller may ask for a generation: its model, its version or alias (with "@") or neither, and
+        itself."""
+        ways = (
+            *((name, "", generation) for name, generation in self._defaults.items()),
+            *((name, version, generation) for (name, version), generation in self._versions.items()),
+            *((name, ALIAS + alias, generation) for (name, alias), generation in self._aliases.items()),
+        )
+        return [way for way in ways if self._may_see(way[0])]
+
     @property
     def ready(self) -> bool:
         """Whether a load balancer should send requests: not draining, and every model that was asked for is up."""

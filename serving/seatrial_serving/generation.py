@@ -10,14 +10,14 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 from seatrial.bundle import MAIN
 from seatrial.errors import DeadlinePassed, EngineFailed, NotReady, SeatrialError, WrongInput
 from seatrial.machine import resident_bytes
-from seatrial.protocol import InferRequest
+from seatrial.protocol import InferRequest, Tensor
 from seatrial.settings import Serving
 from seatrial.tensors import Array, Signature, check_text
 from seatrial_monitoring.metrics import GenerationFacts, ModelMetrics
@@ -48,6 +48,8 @@ class Identity:
     platform: str
     labels: tuple[str, ...]
     verified: bool
+    example: tuple[Tensor, ...] = field(default=(), compare=False, repr=False)
+    """Inputs that the bundle recorded, as far as they are small."""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"

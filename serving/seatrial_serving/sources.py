@@ -1,18 +1,20 @@
 """What `seatrial serve` was asked to serve: something on this disk, or a reference into the registry."""
 
 import re
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from seatrial.bundle import MANIFEST, Bundle, open_bundle
-from seatrial.errors import InvalidSource
+from seatrial.bundle import MAIN, MANIFEST, Bundle, open_bundle
+from seatrial.errors import BadRequest, InvalidSource
+from seatrial.protocol import Tensor, decode_request
 from seatrial.registry import ModelRef, open_registry
 from seatrial.registry.bundles import fetch_bundle
 from seatrial.settings import Settings
 from seatrial_serving.generation import Identity
 
+LARGEST_EXAMPLE = 64 * 1024
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -55,6 +57,16 @@ def fetch(source: Source, settings: Settings) -> Bundle:
         return fetch_bundle(registry, version, target=settings.registry.target, store=settings.bundles)
 
 
+def _example(bundle: Bundle) -> tuple[Tensor, ...]:
+    """The inputs of the first small golden request; nothing has been verified yet, so what cannot be read is passed over."""
+    for golden in bundle.manifest.golden:
+        body = golden.request
+        if golden.graph == MAIN and bundle.manifest.files[body.file].size <= LARGEST_EXAMPLE:
+            with suppress(OSError, BadRequest), bundle.file(body.file).open("rb") as file:
+                return decode_request(file.read(LARGEST_EXAMPLE), json_length=body.json_length).inputs
+    return ()
+
+
 def identify(path: Path, *, alias: str) -> Identity:
     """Who is in `path`, by its manifest; a bare ONNX file is named after itself. Raises `BundleCorrupt`."""
     if path.is_dir():
@@ -69,6 +81,7 @@ def identify(path: Path, *, alias: str) -> Identity:
             platform=f"{manifest.engine.name}_{manifest.variant.target.partition('-')[0]}",
             labels=manifest.labels,
             verified=True,
+            example=_example(bundle),
         )
     if not _MODEL_NAME.fullmatch(path.stem):
         raise InvalidSource(

@@ -133,8 +133,9 @@ def test_what_is_wrong_is_said_in_their_form(
     assert words in response.json()["message"]
 
 
-def test_parts_of_different_shapes_are_no_rows(server: Server) -> None:
-    response = httpx.post(server.url("/predictions/linear"), files=[("data", npy(ROW)), ("data", npy(X))])
+@pytest.mark.parametrize("other", [npy(X), npy(ROW, "<f8")], ids=["shape", "datatype"])
+def test_parts_that_differ_are_no_rows(server: Server, other: bytes) -> None:
+    response = httpx.post(server.url("/predictions/linear"), files=[("data", npy(ROW)), ("data", other)])
     assert (response.status_code, "one row each" in response.json()["message"]) == (400, True)
 
 

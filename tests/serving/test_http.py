@@ -288,13 +288,24 @@ async def test_a_head_that_asks_for_more_is_never_learned(header: str) -> None:
             writer.close()
 
 
+async def test_empty_lines_before_a_request_are_not_taken_for_its_head() -> None:
+    async with running() as server:
+        reader, writer = await server.connect()
+        writer.write(b"\r\n\r\n" + binary(*ROW))
+        assert (await read(reader)).y == TRUTH
+        writer.close()
+        reader, writer = await server.connect()
+        writer.write(b"\r\n\r\n" + KINDS["health"][0])
+        assert (await read(reader)).status == 200
+        writer.close()
+
+
 def test_what_is_remembered_is_bounded() -> None:
     heads, asked = Heads(), Ask("m", "", 1)
     for n in range(MOST_HEADS + 10):
-        heads.learn(b"%d\r\n" % n, asked)
-    known = [n for n in range(MOST_HEADS + 10) if heads.find(b"%d\r\n" % n)]
+        heads.learn(b"POST %d\r\n" % n, asked)
+    known = [n for n in range(MOST_HEADS + 10) if heads.find(b"POST %d\r\n" % n)]
     assert known == list(range(10, MOST_HEADS + 10))
-    heads.learn(b"x" * (LONGEST_HEAD + 1), asked)
-    heads.learn(b"a\n\nb\r\n\r\n", asked)
-    assert heads.find(b"x" * (LONGEST_HEAD + 1)) is None
-    assert heads.find(b"a\n\nb\r\n\r\n") is None
+    for head in (b"POST " + b"x" * LONGEST_HEAD, b"POST a\n\nb\r\n\r\n", b"\r\n\r\n"):
+        heads.learn(head, asked)
+        assert heads.find(head) is None

@@ -44,8 +44,9 @@ class Heads:
         self.find = self._asks.get
 
     def learn(self, head: bytes, ask: Ask) -> None:
-        """NOTE: a lone line feed might end a head for one parser and not for another; such a head is never learned."""
-        if len(head) > LONGEST_HEAD or head.count(b"\n") != head.count(b"\r\n"):
+        """NOTE: a lone line feed might end a head for one parser and not for another, and empty lines before a request are
+        no part of it: what has either is never learned."""
+        if not head.startswith(b"POST ") or len(head) > LONGEST_HEAD or head.count(b"\n") != head.count(b"\r\n"):
             return
         if len(self._asks) >= MOST_HEADS:
             del self._asks[next(iter(self._asks))]

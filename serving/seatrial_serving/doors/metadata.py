@@ -6,6 +6,8 @@ from seatrial.errors import NotReady, UnknownModel
 from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.generation import Generation
 
+MODEL = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}", "/v2/models/{name}/aliases/{alias}")
+"""How a model is named in a path of `/v2`."""
 EXTENSIONS = (
     *("binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters"),
     *("schedule_policy", "statistics"),

@@ -17,14 +17,12 @@ from seatrial import __version__
 from seatrial.errors import MalformedRequest, SeatrialError
 from seatrial_serving.access.caller import Act
 from seatrial_serving.data_plane import ALIAS, DataPlane
-from seatrial_serving.doors import mlflow, openai, tf_serving, torchserve
+from seatrial_serving.doors import mlflow, openai, openapi, tf_serving, torchserve
 from seatrial_serving.doors.configuration import configuration
 from seatrial_serving.doors.infer import ClientLeft, read_body, refusal
-from seatrial_serving.doors.metadata import EXTENSIONS, is_model_ready, metadata
+from seatrial_serving.doors.metadata import EXTENSIONS, MODEL, is_model_ready, metadata
 from seatrial_serving.doors.statistics import statistics
 from seatrial_serving.repository import check_load_parameters
-
-MODEL = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}", "/v2/models/{name}/aliases/{alias}")
 
 
 def build(plane: DataPlane, acts: frozenset[Act]) -> FastAPI:
@@ -74,8 +72,15 @@ def build(plane: DataPlane, acts: frozenset[Act]) -> FastAPI:
     if Act.MANAGE in acts:
         app.include_router(_management(plane))
     if Act.INFER in acts:
-        for door in (mlflow, tf_serving, torchserve, openai):
-            app.include_router(door.router(plane))
+        routers = {
+            openapi.MLFLOW: mlflow.router(plane),
+            openapi.TF_SERVING: tf_serving.router(plane),
+            openapi.TORCHSERVE: torchserve.router(plane),
+            openapi.OPENAI: openai.router(plane),
+        }
+        routes = {openapi.V2: list(app.routes), **{door: router.routes for door, router in routers.items()}}
+        for router in (*routers.values(), openapi.router(plane, routes)):
+            app.include_router(router)
     return app
 
 

@@ -99,8 +99,9 @@ def _read_form(signature: Signature, parts: Sequence[tuple[str, str, bytes]]) ->
         raise MalformedRequest("the form has no part; send the input as 'data'")
     if len(data) == 1:
         return InferRequest((data[0],))
-    if len({tensor.array.shape for tensor in data}) > 1 or data[0].array.ndim != len(only.shape) - 1:
-        raise WrongInput(f"the {len(data)} parts of the form are not one row each of input '{only.name}'")
+    kinds = {(tensor.datatype, tensor.array.shape) for tensor in data}
+    if len(kinds) > 1 or data[0].array.ndim != len(only.shape) - 1:
+        raise WrongInput(f"the {len(data)} parts of the form are not one row each, alike, of input '{only.name}'")
     return InferRequest((data[0]._replace(array=np.stack([tensor.array for tensor in data])),))
 
 
