@@ -75,7 +75,7 @@ class Generation:
         self.signature = self.graphs[MAIN]
         self.load_s = max(worker.load_s for worker in workers)
         self._workers = list(workers)
-        self._spawn, self._settings = spawn, settings
+        self._spawn, self._settings, self.batching = spawn, settings, settings.batching
         self._queue: Queue[Inputs, Outputs] = Queue(
             max_requests=settings.batching.max_queue, max_bytes=settings.batching.max_queue_bytes
         )
@@ -270,7 +270,7 @@ class Generation:
             answer=self._loop.create_future(),
             level=self._default_level,
             queue_deadline=arrived + self._queue_s,
-            alone=batch is None,
+            alone=batch is None or not self.batching.together,
         )
 
     def _dispatch_soon(self) -> None:
