@@ -82,7 +82,7 @@ class Generation:
         batch = self.signature.batch
         self.max_rows = min(settings.batching.max_size, batch.max) if batch else 1
         self._preferred = sorted(size for size in settings.batching.preferred_sizes if size <= self.max_rows)
-        self._enough = min(self._preferred, default=self.max_rows)
+        self._enough = min(self._preferred, default=self.max_rows) if settings.batching.together else 1
         self._default_level = settings.batching.level(0)
         self._queue_s = (settings.batching.queue_timeout_ms or math.inf) / 1000
         self._compute_s = 0.0

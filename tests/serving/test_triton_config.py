@@ -35,6 +35,7 @@ def test_what_the_file_says_decides_how_requests_wait() -> None:
         }
     )  # fmt: skip
     assert left_out(config) == []
+    assert [batching(config, SERVER).level(asked) for asked in (0, 1, 3, 4)] == [2, 1, 3, 2]
 
 
 def test_what_the_file_leaves_open_is_as_triton_has_it_or_as_the_server_does() -> None:

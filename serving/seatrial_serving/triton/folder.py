@@ -5,12 +5,12 @@ it is refused. Nothing vouches for these models, so they are never `verified`; t
 Source: Triton's model repository documentation.
 """
 
-import hashlib
 import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from seatrial.bundle.manifest import sha256
 from seatrial.bundle.store import file_sha256
 from seatrial.errors import InvalidSource
 from seatrial.settings import Serving
@@ -143,12 +143,9 @@ class TritonModel:
 
     def digest(self) -> str:
         """Of every file that may have a part in its answers, names and contents. Raises `InvalidSource`."""
-        model = self.model_file()
-        digest = hashlib.sha256()
-        for path in (self._file(each) for each in self._files()):
-            digest.update(f"{path.relative_to(self._root())}\0{file_sha256(path)}\n".encode())
-        digest.update(f"{model.relative_to(self._root())}\0{file_sha256(model)}".encode())
-        return f"sha256:{digest.hexdigest()}"
+        files = dict.fromkeys([self.model_file(), *map(self._file, self._files())])
+        lines = [f"{path.relative_to(self._root())}\0{file_sha256(path)}\n" for path in files]
+        return sha256("".join(lines).encode())
 
     def _files(self) -> list[Path]:
         outputs = self.config().output
