@@ -248,6 +248,7 @@ def test_without_max_batch_size_a_complete_configuration_has_no_batch(repository
         (BATCHED.replace("[4]", "[0]"), "each is -1 or at least 1"),
         (BATCHED.replace("[4]", "[]"), "each is -1 or at least 1"),
         (BATCHED.replace("dims: [4]", "dims: [4] reshape { shape: [2, 3] }"), "cannot be reshaped"),
+        (BATCHED.replace("dims: [4]", "dims: [2, -1] reshape { shape: [-1, 2] }"), "cannot be reshaped"),
         (LINEAR % "", r"'x' has dims \[4\]"),
     ],
 )
@@ -275,8 +276,8 @@ def test_every_input_of_the_graph_is_declared(repository: Path, tmp_path: Path) 
 def test_tensors_are_reshaped_on_the_way(repository: Path, tmp_path: Path) -> None:
     place = model(repository, "m", f"max_batch_size: 4 {RESHAPED}", v1=row_onnx(tmp_path / "row.onnx"))
     engine = opened(place / "1")
-    assert [spec.shape for spec in (*engine.signature.inputs, *engine.signature.outputs)] == [(-1, 2, -1), (-1, 1)]
-    x = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    assert [spec.shape for spec in (*engine.signature.inputs, *engine.signature.outputs)] == [(-1, -1, 2, 1), (-1, 1)]
+    x = np.arange(12, dtype=np.float32).reshape(2, 3, 2, 1)
     assert engine.predict({"row": x})["sum"].tolist() == [[0 + 2 + 4], [6 + 8 + 10]]
     assert engine.predict({"row": x[:0]})["sum"].shape == (0, 1)
 

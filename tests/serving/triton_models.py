@@ -126,7 +126,7 @@ TEXT = """
     output [{ name: "loud" data_type: TYPE_STRING dims: [2] }]
 """
 RESHAPED = """
-    input [{ name: "row" data_type: TYPE_FP32 dims: [2, -1] reshape { shape: [-1, 2] } }]
+    input [{ name: "row" data_type: TYPE_FP32 dims: [-1, 2, 1] reshape { shape: [-1, 2] } }]
     output [{ name: "sum" data_type: TYPE_FP32 dims: [1] reshape { shape: [] } }]
 """
 UNBATCHED = """

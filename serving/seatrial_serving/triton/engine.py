@@ -158,7 +158,7 @@ def _held_against(tensor: ModelInput | ModelOutput, specs: Sequence[TensorSpec],
         raise InvalidSource(f"config.pbtxt says that '{name}' is {said}, in the graph it is {spec.datatype}")
     outer = tuple(tensor.dims)
     inner = tuple(tensor.reshape.shape) if tensor.HasField("reshape") else outer
-    if not _equal_in_size(outer, inner):
+    if _segments(outer) != _segments(inner):
         raise InvalidSource(f"'{name}' has dims {list(outer)}, which cannot be reshaped to {list(inner)}")
     if not outer or any(size < 1 and size != -1 for size in (*outer, *inner)):
         raise InvalidSource(f"'{name}' has dims {list(outer)}, reshaped {list(inner)}; each is -1 or at least 1")
@@ -176,10 +176,15 @@ def _held_against(tensor: ModelInput | ModelOutput, specs: Sequence[TensorSpec],
     return Declared(name=name, datatype=spec.datatype, outer=outer, inner=inner)
 
 
-def _equal_in_size(outer: Shape, inner: Shape) -> bool:
-    """Whether both leave as many axes open, and the others are of one size together."""
-    sizes, others = ([size for size in shape if size >= 0] for shape in (outer, inner))
-    return math.prod(sizes) == math.prod(others) and len(outer) - len(sizes) == len(inner) - len(others)
+def _segments(shape: Shape) -> list[int]:
+    """How many elements lie before, between and after the open axes; a reshape keeps each, as Triton wants it."""
+    elements = [1]
+    for size in shape:
+        if size < 0:
+            elements.append(1)
+        else:
+            elements[-1] *= size
+    return elements
 
 
 # Warm-up
