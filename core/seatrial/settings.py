@@ -48,8 +48,12 @@ class Batching(_Group):
     queue_timeout_ms: float | None = Field(default=None, gt=0)
     """How long a request may wait for an engine; after it the caller gets 504. Its deadline holds besides."""
     priority_levels: int = Field(default=1, ge=1, le=100)
-    """How many levels a request's parameter `priority` can name, 1 the most urgent; whoever names none of them is in the
-    middle. A lower level waits as long as a higher one has requests."""
+    """How many levels a request's parameter `priority` can name, 1 the most urgent. A lower level waits as long as a higher
+    one has requests."""
+    default_priority: int | None = Field(default=None, ge=1)
+    """The level of whoever names none; by default the middle one."""
+    together: bool = True
+    """Whether requests may share a batch; where not, each goes to an engine alone."""
     max_queue: int = Field(default=1024, ge=1)
     """Most requests waiting for one model; one more is refused with 503 and Retry-After."""
     max_queue_bytes: int = Field(default=512 * 2**20, ge=1)
@@ -59,11 +63,16 @@ class Batching(_Group):
     def _sizes_fit(self) -> "Batching":
         if any(size > self.max_size for size in self.preferred_sizes):
             raise ValueError(f"preferred_sizes {list(self.preferred_sizes)} must not exceed max_size {self.max_size}")
+        if self.default_priority is not None and self.default_priority > self.priority_levels:
+            raise ValueError(
+                f"default_priority {self.default_priority} is not one of {self.priority_levels} priority_levels"
+            )
         return self
 
     def level(self, priority: int) -> int:
         """The level of a request with this `priority`. As in Triton, one that is not there means the default."""
-        return priority if 1 <= priority <= self.priority_levels else self.priority_levels // 2 + 1
+        default = self.default_priority or self.priority_levels // 2 + 1
+        return priority if 1 <= priority <= self.priority_levels else default
 
 
 class Limits(_Group):

@@ -26,9 +26,8 @@ MAX_MESSAGE = 128 * 1024
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """To the engine, first of all, with the file descriptors of its slots. `path` is a bundle's directory or an ONNX file.
-
-    `digest` empty means that nobody vouches for the path.
+    """To the engine, first of all, with the file descriptors of its slots. `path` is a bundle's directory, that of a version
+    in a Triton repository, or an ONNX file, which has no digest.
     """
 
     path: str

@@ -40,12 +40,14 @@ def serve(
     """Serve models over REST and gRPC (Open Inference Protocol v2), with metrics for Prometheus.
 
     WHAT is NAME@ALIAS (followed: when the alias moves, the server swaps without a failed request), NAME/VERSION, a
-    bundle's directory, or FILE.onnx (shown as unverified).
+    bundle's directory, a Triton model repository (a directory of models with config.pbtxt or versions; all of it is
+    served, shown as unverified: docs/triton.md), or FILE.onnx (unverified too).
 
     \b
     Example:
       seatrial serve digits-cnn@champion
       seatrial serve model.onnx --http-port 9000
+      seatrial serve /models
       curl localhost:8000/v2/models/digits-cnn
     """
     from seatrial.settings import load_settings

@@ -95,6 +95,8 @@ class DataPlane:
     accepting: bool = True
     """False once draining began: readiness says no, while requests are still answered."""
     cache: ResponseCache | None = field(init=False)
+    _installed: dict[Generation, None] = field(default_factory=dict)
+    """All of them, the last one installed last."""
     _defaults: dict[str, Generation] = field(default_factory=dict)
     _versions: dict[tuple[str, str], Generation] = field(default_factory=dict)
     _aliases: dict[tuple[str, str], Generation] = field(default_factory=dict)
@@ -117,6 +119,8 @@ class DataPlane:
     def install(self, generation: Generation, *, default: bool) -> None:
         """From now on, requests go to `generation`: for its version, its alias, and the bare name if `default`."""
         identity = generation.identity
+        self._installed.pop(generation, None)
+        self._installed[generation] = None
         self._versions[identity.name, identity.version] = generation
         if identity.alias:
             self._aliases[identity.name, identity.alias] = generation
@@ -124,11 +128,18 @@ class DataPlane:
             self._defaults[identity.name] = generation
 
     def remove(self, generation: Generation) -> None:
-        """Send no request to `generation` any more."""
-        tables: tuple[dict[Any, Generation], ...] = (self._defaults, self._versions, self._aliases)
-        for table in tables:
-            for key in [key for key, installed in table.items() if installed is generation]:
-                del table[key]
+        """Send no request to `generation` any more. What it shared with another, a version or an alias, is that one's then."""
+        self._installed.pop(generation, None)
+        for table, key_of in ((self._versions, _version), (self._aliases, _alias)):
+            key = key_of(generation)
+            if table.get(key) is generation:
+                heir = next((each for each in reversed(self._installed) if key_of(each) == key), None)
+                if heir is None:
+                    del table[key]
+                else:
+                    table[key] = heir
+        if self._defaults.get(generation.identity.name) is generation:
+            del self._defaults[generation.identity.name]
 
     def find(self, name: str, version: str = "", *, alias: str = "") -> Generation:
         """What is asked for by name, and version or alias. A version that begins with "@" is an alias: so they are written
@@ -370,6 +381,14 @@ class DataPlane:
 def _keep(cache: ResponseCache, question: bytes, answer: "asyncio.Future[Outputs]") -> None:
     if not answer.cancelled() and answer.exception() is None:
         cache.keep(question, answer.result())
+
+
+def _version(generation: Generation) -> tuple[str, str]:
+    return generation.identity.name, generation.identity.version
+
+
+def _alias(generation: Generation) -> tuple[str, str]:
+    return generation.identity.name, generation.identity.alias
 
 
 REJECTIONS = {

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TypeAlias
 
-from seatrial.bundle import open_bundle
+from seatrial.bundle import MANIFEST, open_bundle
 from seatrial.errors import EngineFailed, SeatrialError
 from seatrial_serving.channel import MAX_MESSAGE, Failed, Ran, Ready, Run, Slot, Start, Unfit, decode_to_engine, encode
 from seatrial_serving.engines import Engine, open_engine
@@ -64,6 +64,8 @@ def _open(path: Path, start: Start, *, threads: int, wide: bool) -> tuple[Engine
     """An engine that is warm, and how many golden requests it has answered as it should."""
     if not path.is_dir():
         return _open_bare(path, start, threads=threads, wide=wide), 0
+    if not (path / MANIFEST).exists():
+        return _open_triton(path, start, threads=threads, wide=wide), 0
     bundle = open_bundle(path, expected=start.digest or None)
     bundle.verify()
     engine = open_engine(bundle, threads=threads, spinning=wide)
@@ -79,6 +81,12 @@ def _open_bare(path: Path, start: Start, *, threads: int, wide: bool) -> Engine:
     engine = OnnxRuntime({"main": path}, signature=signature, options={}, threads=threads, spinning=wide)
     warm_up(engine, batch_sizes=start.warm_up[:1])
     return engine
+
+
+def _open_triton(path: Path, start: Start, *, threads: int, wide: bool) -> Engine:
+    from seatrial_serving.triton.engine import open_model
+
+    return open_model(path, digest=start.digest, threads=threads, spinning=wide)
 
 
 def _answer_batches(engines: Engines, slots: list[Slot], gateway: socket.socket) -> None:

@@ -78,7 +78,7 @@ class Generation:
         self.signature = self.graphs[MAIN]
         self.load_s = max(worker.load_s for worker in workers)
         self._workers = list(workers)
-        self._spawn, self._settings = spawn, settings
+        self._spawn, self._settings, self.batching = spawn, settings, settings.batching
         self._queue: Queue[Inputs, Outputs] = Queue(
             max_requests=settings.batching.max_queue,
             max_bytes=settings.batching.max_queue_bytes,
@@ -87,7 +87,7 @@ class Generation:
         batch = self.signature.batch
         self.max_rows = min(settings.batching.max_size, batch.max) if batch else 1
         self._preferred = sorted(size for size in settings.batching.preferred_sizes if size <= self.max_rows)
-        self._enough = min(self._preferred, default=self.max_rows)
+        self._enough = min(self._preferred, default=self.max_rows) if settings.batching.together else 1
         self._default_level = settings.batching.level(0)
         self._queue_s = (settings.batching.queue_timeout_ms or math.inf) / 1000
         self._compute_s = 0.0
@@ -281,7 +281,7 @@ class Generation:
             answer=self._loop.create_future(),
             level=self._default_level,
             queue_deadline=arrived + self._queue_s,
-            alone=batch is None,
+            alone=batch is None or not self.batching.together,
         )
 
     def _dispatch_soon(self) -> None:

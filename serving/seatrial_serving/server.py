@@ -24,6 +24,7 @@ from seatrial_serving.doors.grpc import GrpcServer
 from seatrial_serving.doors.http import EVERY_ACT, Application, HttpServer, listen
 from seatrial_serving.sources import Source
 from seatrial_serving.supervisor import Supervisor
+from seatrial_serving.triton.folder import TritonRepository
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Addresses:
 
 
 async def serve(
-    sources: Sequence[Source],
+    sources: Sequence[Source | TritonRepository],
     settings: Settings,
     *,
     ready: Callable[[Addresses], None],

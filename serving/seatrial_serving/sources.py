@@ -11,8 +11,9 @@ from seatrial.errors import BadRequest, InvalidSource
 from seatrial.protocol import Tensor, decode_request
 from seatrial.registry import ModelRef, open_registry
 from seatrial.registry.bundles import fetch_bundle
-from seatrial.settings import Settings
+from seatrial.settings import Serving, Settings
 from seatrial_serving.generation import Identity
+from seatrial_serving.triton.folder import TritonModel, TritonRepository
 
 LARGEST_EXAMPLE = 64 * 1024
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -25,26 +26,36 @@ class OnDisk:
     path: Path
 
 
-Source: TypeAlias = OnDisk | ModelRef
+Source: TypeAlias = OnDisk | ModelRef | TritonModel
+"""What one generation at a time is of."""
 
 
-def parse(what: str) -> Source:
+def parse(what: str) -> OnDisk | ModelRef | TritonRepository:
     """Raises `InvalidSource`, with the forms that there are."""
     path = Path(what)
     if (path / MANIFEST).is_file() or (path.suffix == ".onnx" and path.is_file()):
         return OnDisk(path=path.absolute())
+    if TritonRepository.is_one(path):
+        return TritonRepository(path.absolute())
     if path.is_dir():
-        raise InvalidSource(f"the directory {what} is no bundle: it has no {MANIFEST}")
+        raise InvalidSource(
+            f"the directory {what} is no bundle: it has no {MANIFEST}; and it is no Triton model repository: "
+            "none of its directories has a config.pbtxt or a version"
+        )
     if path.suffix == ".onnx":
         raise InvalidSource(f"there is no file {what}")
     return ModelRef.parse(what)
 
 
-def fetch(source: Source, settings: Settings) -> Bundle:
+def fetch(source: OnDisk | ModelRef | TritonRepository, settings: Settings) -> Bundle:
     """The bundle that `source` means now, on this disk; an alias is read once.
 
-    Raises `InvalidSource` for a bare ONNX file, else what the registry or the bundle raises.
+    Raises `InvalidSource` for what is no bundle, else what the registry or the bundle raises.
     """
+    if isinstance(source, TritonRepository):
+        raise InvalidSource(
+            f"{source.path} is a Triton model repository, and this takes bundles; `seatrial serve` serves it"
+        )
     if isinstance(source, OnDisk):
         if source.path.is_file():
             raise InvalidSource(
@@ -65,6 +76,17 @@ def _example(bundle: Bundle) -> tuple[Tensor, ...]:
             with suppress(OSError, BadRequest), bundle.file(body.file).open("rb") as file:
                 return decode_request(file.read(LARGEST_EXAMPLE), json_length=body.json_length).inputs
     return ()
+
+
+def describe(path: Path, server: Serving, *, alias: str) -> tuple[Identity, Serving]:
+    """Who is in `path`, and how it is to be served: a model of a Triton repository may bring settings along.
+
+    Raises `BundleCorrupt`, `InvalidSource`, `EngineUnavailable`.
+    """
+    if path.is_file() or (path / MANIFEST).exists():
+        return identify(path, alias=alias), server
+    model = TritonModel.at(path)
+    return model.identity(), model.settings(server)  # in this order: an engine finds out if a file changes from then on
 
 
 def identify(path: Path, *, alias: str) -> Identity:

@@ -18,14 +18,15 @@ from seatrial.errors import BundleCorrupt, NotInRegistry, SeatrialError, Unknown
 from seatrial.machine import cores, memory_bytes
 from seatrial.registry import ModelRef
 from seatrial.registry.events import Answered, Resolved, Unresolved
-from seatrial.settings import Settings
+from seatrial.settings import Engines, Serving, Settings
 from seatrial_monitoring.metrics import AliasFacts, ServingMetrics
 from seatrial_monitoring.series import Swap
 from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.generation import Generation, Identity
 from seatrial_serving.remote import EngineProcess
 from seatrial_serving.repository import Listed, ModelState
-from seatrial_serving.sources import OnDisk, Source, identify
+from seatrial_serving.sources import OnDisk, Source, describe
+from seatrial_serving.triton.folder import TritonModel, TritonRepository
 from seatrial_serving.watching import watch
 from seatrial_serving.workers import Load
 
@@ -54,6 +55,8 @@ class Supervisor:
         self._current: dict[Source, tuple[Target, Generation]] = {}
         self._wanted: dict[Source, Target] = {}
         self._default_sources: dict[str, Source] = {}
+        """Which source a bare name means; of the versions of a Triton model, the highest that is up."""
+        self._repositories: list[TritonRepository] = []
         self._refs: Sequence[ModelRef] = ()
         self._reconciling: dict[Source, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -69,15 +72,19 @@ class Supervisor:
         """What callers do not want to be served, or could not load again, and why."""
         self._locks: defaultdict[Source, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def start(self, sources: Sequence[Source]) -> None:
-        """Bring up all `sources`. Raises the first one's error, if there is one."""
+    async def start(self, sources: Sequence[Source | TritonRepository]) -> None:
+        """Bring up all `sources`. Raises the first one's error, if there is one; of a repository, only if none of its models
+        can be served.
+        """
         refs = self._refs = [source for source in sources if isinstance(source, ModelRef)]
         for source in sources:
             if isinstance(source, OnDisk):
                 target = self._wanted[source] = Target(path=source.path, digest="", alias="")
                 await self._replace(source, target)
                 self._names[source] = self._current[source][1].identity.name
-            else:
+            elif isinstance(source, TritonRepository):
+                await self._start_repository(source)
+            elif isinstance(source, ModelRef):
                 self._names[source] = source.name
                 self._plane.expect(source.name)
                 self._default_sources.setdefault(source.name, source)
@@ -85,6 +92,24 @@ class Supervisor:
             first = asyncio.get_running_loop().create_future()
             self._run(self._follow(refs, first))
             await first
+
+    async def _start_repository(self, repository: TritonRepository) -> None:
+        self._repositories.append(repository)
+        names = repository.models()
+        for name in names:
+            self._plane.expect(name)
+        errors = []
+        for name in names:
+            try:
+                await self.load(name)
+            except SeatrialError as error:
+                log.error("%s cannot be served, or not all of it: %s", name, error)
+                errors.append(error)
+                self._plane.forget(name)
+        if errors and not any(
+            isinstance(each, TritonModel) and each.path.parent == repository.path for each in self._current
+        ):
+            raise errors[0]
 
     async def stop(self) -> None:
         """End everything: followers first, then the generations, each with the requests that it still holds."""
@@ -107,34 +132,73 @@ class Supervisor:
         up = generation is not None and generation.ready
         return Listed(
             name=name,
-            version=generation.identity.version if generation else "",
+            version=generation.identity.version if generation else _version(source),
             state=self._changing.get(source, ModelState.READY if up else ModelState.UNAVAILABLE),
             reason="" if up or source in self._changing else self._unloaded.get(source, "no engine is up"),
         )
 
     async def load(self, name: str) -> None:
-        await self._change(name, ModelState.LOADING, self._load_again)
+        await self._to_the_end(self._load_all(name))
 
     async def unload(self, name: str) -> None:
-        await self._change(name, ModelState.UNLOADING, self._unload)
+        await self._to_the_end(self._change(self._sources(name), ModelState.UNLOADING, self._unload))
 
-    async def _change(self, name: str, state: ModelState, change: Callable[[Source], Awaitable[None]]) -> None:
-        """Do it to every source of `name`, to the end even if the caller leaves."""
+    async def _to_the_end(self, work: Coroutine[None, None, None]) -> None:
+        """Even if the caller leaves."""
+        await asyncio.shield(self._run(work))
+
+    async def _load_all(self, name: str) -> None:
+        """Load what `name` means now, and then end the versions that it does not mean any more."""
+        leaving = [source for each in self._repositories for source in await self._list_versions(each, name)]
+        loading = [source for source in self._sources(name) if source not in leaving]
+        await self._change(loading, ModelState.LOADING, self._load_again)
+        for source in leaving:
+            await self._unload(source)
+            self._names.pop(source, None)
+            self._unloaded.pop(source, None)
+
+    def _sources(self, name: str) -> list[Source]:
         sources = [source for source, model in self._names.items() if model == name]
         if not sources:
             raise UnknownModel(
-                f"there is no model {name!r} to load or unload; there are {sorted(self._names.values())}"
+                f"there is no model {name!r} to load or unload; there are {sorted(set(self._names.values()))}"
             )
+        return sources
 
-        async def change_all() -> None:
-            for source in sources:
-                self._changing[source] = state
-                try:
-                    await change(source)
-                finally:
-                    self._changing.pop(source, None)
+    async def _change(
+        self, sources: Sequence[Source], state: ModelState, change: Callable[[Source], Awaitable[None]]
+    ) -> None:
+        """Do it to all of them. Raises the first error, if there is one."""
+        errors = []
+        for source in sources:
+            self._changing[source] = state
+            try:
+                await change(source)
+            except SeatrialError as error:
+                errors.append(error)
+            finally:
+                self._changing.pop(source, None)
+        if errors:
+            raise errors[0]
 
-        await asyncio.shield(self._run(change_all()))
+    async def _list_versions(self, repository: TritonRepository, name: str) -> list[Source]:
+        """Note which versions of a Triton model are to be served now; those that are not any more. While that cannot be read,
+        what is served stays, and the index has the reason for what is not. Raises that reason.
+        """
+        model = repository.model(name)
+        known = [source for source in self._names if _whole(source) == model]
+        if not known and name not in await asyncio.to_thread(repository.models):
+            return []
+        try:
+            wanted = await asyncio.to_thread(repository.versions, name)
+        except SeatrialError as error:
+            if not known or known == [model]:
+                self._names[model], self._unloaded[model] = name, str(error)
+            raise
+        for version in wanted:
+            self._names[version] = name
+            self._wanted[version] = Target(path=version.place, digest="", alias="")
+        return [source for source in known if source not in wanted]
 
     async def _load_again(self, source: Source) -> None:
         self._unloaded.pop(source, None)
@@ -144,8 +208,8 @@ class Supervisor:
             if source not in self._current:
                 self._unloaded[source] = str(error)
             raise
-        if isinstance(source, ModelRef):
-            self._plane.expect(source.name)
+        if not isinstance(source, OnDisk):
+            self._plane.expect(self._names[source])
 
     async def _unload(self, source: Source) -> None:
         async with self._locks[source]:
@@ -155,8 +219,16 @@ class Supervisor:
             self._drifting.pop(source, None)
         if generation is not None:
             self._plane.remove(generation)
+            self._crown(source)
             self._changed()
             await self._drain(generation)
+
+    def _crown(self, source: Source) -> None:
+        """Let the bare name mean the highest version that is up of the Triton model that `source` is of."""
+        up = [each for each in self._current if isinstance(each, TritonModel) and each.whole == _whole(source)]
+        if up and self._default_sources[self._names[source]] == _whole(source):
+            highest = max(up, key=lambda each: int(each.version))
+            self._plane.install(self._current[highest][1], default=True)
 
     def registry_age_s(self) -> float:
         """Seconds since the registry last answered, or since it was first asked; -1 where none is followed."""
@@ -247,7 +319,7 @@ class Supervisor:
                 await self._swap(source, target)
 
     async def _swap(self, source: Source, target: Target) -> None:
-        identity = identify(target.path, alias=target.alias)
+        identity, serving = await asyncio.to_thread(describe, target.path, self._settings.serving, alias=target.alias)
         if target.digest and identity.digest != target.digest:
             raise BundleCorrupt(f"{target.path} has digest {identity.digest}, the registry says {target.digest}")
         metrics = self._metrics.model(identity.name, identity.version, identity.variant)
@@ -255,21 +327,23 @@ class Supervisor:
         _, old = self._current.get(source, (None, None))
         began = time.monotonic()
         try:
-            count, threads = self._share(target.path)
+            count, threads = _share(target.path, serving.engines)
             new = await Generation.start(
                 identity,
-                lambda *, wide: EngineProcess.start(self._load(target, identity, threads, wide=wide)),
+                lambda *, wide: EngineProcess.start(_load(target, identity, threads, serving, wide=wide)),
                 count=count,
                 metrics=metrics,
-                settings=self._settings.serving,
+                settings=serving,
             )
         except BaseException:
             if old is not None:
                 swaps[Swap.FAILED] += 1
             raise
-        default = self._default_sources.setdefault(identity.name, source) == source
+        whole = _whole(source) or source
+        default = self._default_sources.setdefault(identity.name, whole) == whole
         self._plane.install(new, default=default)
         self._current[source] = (target, new)
+        self._crown(source)
         self._note_drift(source)
         took_s = time.monotonic() - began
         log.info(
@@ -287,24 +361,6 @@ class Supervisor:
         await generation.drain()
         log.info("%s %s has ended", generation.identity, generation.identity.variant)
 
-    def _load(self, target: Target, identity: Identity, threads: int, *, wide: bool) -> Load:
-        return Load(
-            path=target.path,
-            digest=identity.digest,
-            threads=threads,
-            wide_threads=cores() if wide and self._settings.serving.engines.threads is None else 0,
-            warm_up=(1, self._settings.serving.batching.max_size),
-            start_s=self._settings.serving.engines.start_s,
-        )
-
-    def _share(self, path: Path) -> tuple[int, int]:
-        """How many engine processes, and threads for each: two that share the cores, or one where memory is short."""
-        engines = self._settings.serving.engines
-        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        each_bytes = ENGINE_OVERHEAD_BYTES + 3 * sum(file.stat().st_size for file in files)
-        count = engines.count or (2 if 2 * each_bytes < memory_bytes() / 2 else 1)
-        return count, engines.threads or max(1, cores() // count)
-
     def _run(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -316,3 +372,32 @@ class Supervisor:
         if not task.cancelled() and (error := task.exception()) is not None:
             trace = None if isinstance(error, SeatrialError) else error
             log.error("a task of the supervisor failed: %s", error, exc_info=trace)
+
+
+def _version(source: Source) -> str:
+    """As far as it is known before anything is loaded."""
+    return source.version if isinstance(source, TritonModel) else ""
+
+
+def _whole(source: Source) -> TritonModel | None:
+    """The Triton model that `source` is a version of."""
+    return source.whole if isinstance(source, TritonModel) else None
+
+
+def _load(target: Target, identity: Identity, threads: int, serving: Serving, *, wide: bool) -> Load:
+    return Load(
+        path=target.path,
+        digest=identity.digest,
+        threads=threads,
+        wide_threads=cores() if wide and serving.engines.threads is None else 0,
+        warm_up=(1, serving.batching.max_size),
+        start_s=serving.engines.start_s,
+    )
+
+
+def _share(path: Path, engines: Engines) -> tuple[int, int]:
+    """How many engine processes, and threads for each: two that share the cores, or one where memory is short."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    each_bytes = ENGINE_OVERHEAD_BYTES + 3 * sum(file.stat().st_size for file in files)
+    count = engines.count or (2 if 2 * each_bytes < memory_bytes() / 2 else 1)
+    return count, engines.threads or max(1, cores() // count)

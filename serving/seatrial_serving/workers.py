@@ -29,7 +29,7 @@ SLOTS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a worker is to load. `digest` empty means that nobody vouches for `path`, a bundle or a bare ONNX file."""
+    """What a worker is to load: a bundle, a model of a Triton repository, or a bare ONNX file, of which none has a digest."""
 
     path: Path
     digest: str

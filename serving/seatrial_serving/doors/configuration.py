@@ -7,11 +7,10 @@ from typing import Any
 
 from seatrial.settings import Batching
 from seatrial.tensors import DataType, TensorSpec
-from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.generation import Generation
 
 
-def configuration(plane: DataPlane, generation: Generation) -> dict[str, Any]:
+def configuration(generation: Generation) -> dict[str, Any]:
     """The fields of Triton's `ModelConfig` that mean something here, under its names."""
     identity, signature = generation.identity, generation.signature
     batched = signature.batch is not None
@@ -33,8 +32,8 @@ def configuration(plane: DataPlane, generation: Generation) -> dict[str, Any]:
         },
         "model_transaction_policy": {"decoupled": False},
     }
-    if batched:
-        described["dynamic_batching"] = _batching(plane.settings.batching, generation.max_rows)
+    if batched and generation.batching.together:
+        described["dynamic_batching"] = _batching(generation.batching, generation.max_rows)
     return described
 
 

@@ -29,7 +29,7 @@ def metadata(plane: DataPlane, generation: Generation) -> dict[str, Any]:
         kind: [{"name": spec.name, "datatype": spec.datatype, "shape": spec.shape} for spec in specs]
         for kind, specs in (("inputs", signature.inputs), ("outputs", signature.outputs))
     }
-    versions = sorted(each.identity.version for each in plane.generations() if each.identity.name == identity.name)
+    versions = {each.identity.version for each in plane.generations() if each.identity.name == identity.name}
     properties = {
         "variant": identity.variant,
         "digest": identity.digest,
@@ -39,7 +39,7 @@ def metadata(plane: DataPlane, generation: Generation) -> dict[str, Any]:
     }
     return {
         "name": identity.name,
-        "versions": versions,
+        "versions": sorted(versions, key=lambda version: (len(version), version)),  # 10 after 9
         "platform": identity.platform,
         **tensors,
         "properties": properties,

@@ -88,6 +88,12 @@ def read_signature(path: Path) -> Signature:
     )
 
 
+def read_tensors(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """What goes into the graph of `path` and comes out, with every open axis on its own."""
+    session = _open(path, options={}, threads=1)
+    return tuple(map(_spec, session.get_inputs())), tuple(map(_spec, session.get_outputs()))
+
+
 def _spec(value: ort.NodeArg) -> TensorSpec:
     if value.type not in DATATYPES:
         raise EngineUnavailable(f"tensor '{value.name}' is {value.type}, which has no place in the protocol")
