@@ -16,6 +16,7 @@ SeatrialError
 │   ├── Overloaded           the queue is full
 │   ├── QuotaExceeded        this caller has asked for more than its share
 │   ├── NotReady             starting, draining, or no engine is up
+│   ├── NotEnoughMemory      a new version does not fit beside the old one
 │   └── DeadlinePassed       the answer would have come too late
 ├── Broken               somebody must look
 │   ├── EngineFailed         the engine raised, died or answered nonsense
@@ -95,6 +96,10 @@ class QuotaExceeded(Refused):
 
 
 class NotReady(Refused):
+    pass
+
+
+class NotEnoughMemory(Refused):
     pass
 
 

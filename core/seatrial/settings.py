@@ -99,6 +99,9 @@ class Engines(_Group):
     """Time an engine process has to load, verify and warm up its bundle."""
     answer_s: float = Field(default=60.0, gt=0)
     """Time an engine has for one batch before it is taken for hung, killed and replaced."""
+    no_room: Literal["refuse", "unload_first"] = "refuse"
+    """What becomes of a swap whose new engines do not fit into memory beside the old ones: it is refused and the old
+    version goes on, or the old one is ended first, and callers get 503 until the new one is up."""
     max_deaths: int = Field(default=3, ge=1)
     """A request that was in hand at so many deaths of an engine is answered with an error instead of tried again."""
 

@@ -149,9 +149,10 @@ class DataPlane:
         """
         if self.guard is not None:
             self.guard.check(CALLER.get(), Act.READ, name)
-        return self._find(name, version, alias=alias)
+        return self.resolve(name, version, alias=alias)
 
-    def _find(self, name: str, version: str, *, alias: str = "") -> Generation:
+    def resolve(self, name: str, version: str = "", *, alias: str = "") -> Generation:
+        """The same for the server itself, whose rights nobody asks for."""
         if version and version[0] == ALIAS:
             version, alias = "", version[1:]
         if version:
@@ -341,7 +342,7 @@ class DataPlane:
         if self.guard is not None:
             assert exchange.caller is not None, "a door let somebody in without asking who: this is a bug"
             self.guard.check(exchange.caller, Act.INFER, exchange.model)
-        exchange.generation = self._find(exchange.model, exchange.version, alias=alias)
+        exchange.generation = self.resolve(exchange.model, exchange.version, alias=alias)
         if exchange.caller is not None:
             exchange.caller.allowance.take_request(exchange.caller.name)
         return exchange.generation

@@ -51,7 +51,8 @@ async def serve(
     """Serve `sources` until SIGTERM, SIGINT or `stop`. `ready` is called once requests are taken.
 
     On SIGTERM readiness says no at once, requests are still taken for `serving.drain_s`, and those in flight are answered
-    before the process ends. On SIGINT the waiting is left out. Raises what kept a source from being served at the start.
+    before the process ends. On SIGINT the waiting is left out. On SIGHUP every model is loaded again from where it
+    came. Raises what kept a source from being served at the start.
     """
     serving = settings.serving
     async with contextlib.AsyncExitStack() as stack:
@@ -90,7 +91,7 @@ async def serve(
         management = HttpServer(managing, serving.limits, guard=guard, tls=tls)
         metrics_http = HttpServer(make_asgi_app(registry), serving.limits)
         stopping = stop or asyncio.Event()
-        signals = Signals(stopping)
+        signals = Signals(stopping, supervisor.reload)
         stack.callback(signals.remove)
 
         await metrics_http.start(metrics_socket)
@@ -131,17 +132,18 @@ def _address(listener: socket.socket | None) -> str:
 
 
 class Signals:
-    """SIGTERM and SIGINT set `stopping`; a second one ends the process at once."""
+    """SIGTERM and SIGINT set `stopping`; a second one ends the process at once. SIGHUP calls `reload`."""
 
-    def __init__(self, stopping: asyncio.Event) -> None:
+    def __init__(self, stopping: asyncio.Event, reload: Callable[[], None]) -> None:
         self._stopping = stopping
         self.patient = False
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._heard, number)
+        self._loop.add_signal_handler(signal.SIGHUP, reload)
 
     def remove(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self._loop.remove_signal_handler(number)
 
     def _heard(self, number: int) -> None:

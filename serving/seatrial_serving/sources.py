@@ -12,18 +12,25 @@ from seatrial.protocol import Tensor, decode_request
 from seatrial.registry import ModelRef, open_registry
 from seatrial.registry.bundles import fetch_bundle
 from seatrial.settings import Serving, Settings
+from seatrial_serving.ensemble import read_ensemble
 from seatrial_serving.generation import Identity
 from seatrial_serving.triton.folder import TritonModel, TritonRepository
 
+ENSEMBLE = ".toml"
+FILES = (".onnx", ENSEMBLE)
 LARGEST_EXAMPLE = 64 * 1024
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnDisk:
-    """A bundle's directory, or a bare ONNX file, which nobody vouches for."""
+    """A bundle's directory; or a bare ONNX file or a file that declares an ensemble, which nobody vouches for."""
 
     path: Path
+
+    @property
+    def declares_ensemble(self) -> bool:
+        return self.path.suffix == ENSEMBLE
 
 
 Source: TypeAlias = OnDisk | ModelRef | TritonModel
@@ -33,7 +40,7 @@ Source: TypeAlias = OnDisk | ModelRef | TritonModel
 def parse(what: str) -> OnDisk | ModelRef | TritonRepository:
     """Raises `InvalidSource`, with the forms that there are."""
     path = Path(what)
-    if (path / MANIFEST).is_file() or (path.suffix == ".onnx" and path.is_file()):
+    if (path / MANIFEST).is_file() or (path.suffix in FILES and path.is_file()):
         return OnDisk(path=path.absolute())
     if TritonRepository.is_one(path):
         return TritonRepository(path.absolute())
@@ -42,7 +49,7 @@ def parse(what: str) -> OnDisk | ModelRef | TritonRepository:
             f"the directory {what} is no bundle: it has no {MANIFEST}; and it is no Triton model repository: "
             "none of its directories has a config.pbtxt or a version"
         )
-    if path.suffix == ".onnx":
+    if path.suffix in FILES:
         raise InvalidSource(f"there is no file {what}")
     return ModelRef.parse(what)
 
@@ -57,6 +64,8 @@ def fetch(source: OnDisk | ModelRef | TritonRepository, settings: Settings) -> B
             f"{source.path} is a Triton model repository, and this takes bundles; `seatrial serve` serves it"
         )
     if isinstance(source, OnDisk):
+        if source.declares_ensemble:
+            raise InvalidSource(f"{source.path} declares an ensemble, and this takes one bundle")
         if source.path.is_file():
             raise InvalidSource(
                 f"{source.path} is a bare ONNX file, and this takes a bundle: make one with "
@@ -90,7 +99,10 @@ def describe(path: Path, server: Serving, *, alias: str) -> tuple[Identity, Serv
 
 
 def identify(path: Path, *, alias: str) -> Identity:
-    """Who is in `path`, by its manifest; a bare ONNX file is named after itself. Raises `BundleCorrupt`."""
+    """Who is in `path`, by its manifest; an ensemble says its name, a bare ONNX file is named after itself.
+
+    Raises `BundleCorrupt` or `InvalidSource`.
+    """
     if path.is_dir():
         bundle = open_bundle(path)
         manifest = bundle.manifest
@@ -105,17 +117,23 @@ def identify(path: Path, *, alias: str) -> Identity:
             verified=True,
             example=_example(bundle),
         )
+    if path.suffix == ENSEMBLE:
+        return _unverified(read_ensemble(path).name, alias=alias, variant="ensemble", platform="ensemble")
     if not _MODEL_NAME.fullmatch(path.stem):
         raise InvalidSource(
             f"'{path.stem}' cannot be a model's name; rename {path.name} to letters, digits, '.', '_', '-'"
         )
+    return _unverified(path.stem, alias=alias, variant="unverified", platform="onnxruntime_onnx")
+
+
+def _unverified(name: str, *, alias: str, variant: str, platform: str) -> Identity:
     return Identity(
-        name=path.stem,
+        name=name,
         version="1",
-        variant="unverified",
+        variant=variant,
         digest="",
         alias=alias,
-        platform="onnxruntime_onnx",
+        platform=platform,
         labels=(),
         verified=False,
     )

@@ -14,21 +14,22 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seatrial.errors import BundleCorrupt, NotInRegistry, SeatrialError, UnknownModel
-from seatrial.machine import cores, memory_bytes
+from seatrial.errors import BundleCorrupt, NotEnoughMemory, NotInRegistry, SeatrialError, UnknownModel
+from seatrial.machine import cores, free_memory_bytes, memory_bytes, private_bytes
 from seatrial.registry import ModelRef
 from seatrial.registry.events import Answered, Resolved, Unresolved
 from seatrial.settings import Engines, Serving, Settings
 from seatrial_monitoring.metrics import AliasFacts, ServingMetrics
 from seatrial_monitoring.series import Swap
 from seatrial_serving.data_plane import DataPlane
-from seatrial_serving.generation import Generation, Identity
+from seatrial_serving.ensemble import Pipeline, Plan, read_ensemble
+from seatrial_serving.generation import Generation, Identity, Spawn
 from seatrial_serving.remote import EngineProcess
 from seatrial_serving.repository import Listed, ModelState
-from seatrial_serving.sources import OnDisk, Source, describe
+from seatrial_serving.sources import ENSEMBLE, OnDisk, Source, describe
 from seatrial_serving.triton.folder import TritonModel, TritonRepository
 from seatrial_serving.watching import watch
-from seatrial_serving.workers import Load
+from seatrial_serving.workers import Load, Worker
 
 RETRY_S = 30.0
 ENGINE_OVERHEAD_BYTES = 100 * 2**20
@@ -46,12 +47,20 @@ class Target:
 
 
 class Supervisor:
-    """Owns every generation. `changed` is called whenever readiness may have changed."""
+    """Owns every generation. `changed` is called whenever readiness may have changed; `free_bytes` says how much memory is
+    left for engines."""
 
     def __init__(
-        self, settings: Settings, plane: DataPlane, metrics: ServingMetrics, changed: Callable[[], None]
+        self,
+        settings: Settings,
+        plane: DataPlane,
+        metrics: ServingMetrics,
+        changed: Callable[[], None],
+        *,
+        free_bytes: Callable[[], int] = free_memory_bytes,
     ) -> None:
         self._settings, self._plane, self._metrics, self._changed = settings, plane, metrics, changed
+        self._free_bytes = free_bytes
         self._current: dict[Source, tuple[Target, Generation]] = {}
         self._wanted: dict[Source, Target] = {}
         self._default_sources: dict[str, Source] = {}
@@ -60,6 +69,7 @@ class Supervisor:
         self._refs: Sequence[ModelRef] = ()
         self._reconciling: dict[Source, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._draining: set[asyncio.Task[None]] = set()
         self._registry_answered: float | None = None
         self._drifting: dict[Source, float] = {}
         """Since when a reference has meant something else than what is served."""
@@ -77,11 +87,10 @@ class Supervisor:
         can be served.
         """
         refs = self._refs = [source for source in sources if isinstance(source, ModelRef)]
+        ensembles = [source for source in sources if isinstance(source, OnDisk) and source.declares_ensemble]
         for source in sources:
-            if isinstance(source, OnDisk):
-                target = self._wanted[source] = Target(path=source.path, digest="", alias="")
-                await self._replace(source, target)
-                self._names[source] = self._current[source][1].identity.name
+            if isinstance(source, OnDisk) and source not in ensembles:
+                await self._start_on_disk(source)
             elif isinstance(source, TritonRepository):
                 await self._start_repository(source)
             elif isinstance(source, ModelRef):
@@ -92,6 +101,13 @@ class Supervisor:
             first = asyncio.get_running_loop().create_future()
             self._run(self._follow(refs, first))
             await first
+        for source in ensembles:  # whose models are up now
+            await self._start_on_disk(source)
+
+    async def _start_on_disk(self, source: OnDisk) -> None:
+        target = self._wanted[source] = Target(path=source.path, digest="", alias="")
+        await self._replace(source, target)
+        self._names[source] = self._current[source][1].identity.name
 
     async def _start_repository(self, repository: TritonRepository) -> None:
         self._repositories.append(repository)
@@ -120,7 +136,7 @@ class Supervisor:
         generations = [generation for _, generation in self._current.values()]
         for generation in generations:
             self._plane.remove(generation)
-        await asyncio.gather(*(generation.drain() for generation in generations))
+        await asyncio.gather(*(generation.drain() for generation in generations), *self._draining)
 
     # The model repository, for callers who may
 
@@ -136,6 +152,18 @@ class Supervisor:
             state=self._changing.get(source, ModelState.READY if up else ModelState.UNAVAILABLE),
             reason="" if up or source in self._changing else self._unloaded.get(source, "no engine is up"),
         )
+
+    def reload(self) -> None:
+        """Load everything again that is served, one after the other, in the background."""
+        self._run(self._reload())
+
+    async def _reload(self) -> None:
+        served = {name: None for source, name in self._names.items() if source not in self._unloaded}
+        for name in served:
+            try:
+                await self.load(name)
+            except SeatrialError as error:
+                log.error("%s could not be loaded again; what is served stays: %s", name, error)
 
     async def load(self, name: str) -> None:
         await self._to_the_end(self._load_all(name))
@@ -319,6 +347,16 @@ class Supervisor:
                 await self._swap(source, target)
 
     async def _swap(self, source: Source, target: Target) -> None:
+        before = self._current.get(source)
+        try:
+            await self._bring_up(source, target)
+        except SeatrialError:
+            if before is not None and source not in self._current:  # it had to make room
+                log.error("%s: the new version cannot start; the old one is started again", source)
+                await self._bring_up(source, before[0])
+            raise
+
+    async def _bring_up(self, source: Source, target: Target) -> None:
         identity, serving = await asyncio.to_thread(describe, target.path, self._settings.serving, alias=target.alias)
         if target.digest and identity.digest != target.digest:
             raise BundleCorrupt(f"{target.path} has digest {identity.digest}, the registry says {target.digest}")
@@ -327,14 +365,10 @@ class Supervisor:
         _, old = self._current.get(source, (None, None))
         began = time.monotonic()
         try:
-            count, threads = _share(target.path, serving.engines)
-            new = await Generation.start(
-                identity,
-                lambda *, wide: EngineProcess.start(_load(target, identity, threads, serving, wide=wide)),
-                count=count,
-                metrics=metrics,
-                settings=serving,
-            )
+            spawn, count, of_what = self._engines(target, identity, serving)
+            if old is not None and not self._fits(target, old):
+                await self._make_room(source, old, serving.engines)
+            new = await Generation.start(identity, spawn, count=count, metrics=metrics, settings=serving)
         except BaseException:
             if old is not None:
                 swaps[Swap.FAILED] += 1
@@ -347,15 +381,54 @@ class Supervisor:
         self._note_drift(source)
         took_s = time.monotonic() - began
         log.info(
-            "%s %s is ready after %.2f s: %d engines with %d threads, %s",
-            *(identity, identity.variant, took_s, count, threads),
+            "%s %s is ready after %.2f s: %d %s, %s",
+            *(identity, identity.variant, took_s, count, of_what),
             identity.digest[:19] if identity.verified else "UNVERIFIED: nothing vouches for its answers",
         )
         if old is not None:
             swaps[Swap.DONE] += 1
             self._plane.remove(old)
-            self._run(self._drain(old))
+            draining = asyncio.get_running_loop().create_task(self._drain(old))
+            self._draining.add(draining)
+            draining.add_done_callback(self._draining.discard)
         self._changed()
+
+    def _engines(self, target: Target, identity: Identity, serving: Serving) -> tuple[Spawn, int, str]:
+        """How to start one, how many there are to be, and what they are, for people. Raises `InvalidSource`."""
+        if target.path.suffix == ENSEMBLE:
+            plan = Plan.of(read_ensemble(target.path), self._plane.resolve)
+
+            async def pipeline(*, wide: bool) -> Worker:  # noqa: ARG001 - it has no cores of its own
+                return Pipeline(plan, self._plane.resolve)
+
+            return pipeline, plan.ensemble.pipelines, "pipelines"
+        count, threads = _share(target.path, serving.engines)
+
+        async def engine(*, wide: bool) -> Worker:
+            return await EngineProcess.start(_load(target, identity, threads, serving, wide=wide))
+
+        return engine, count, f"engines with {threads} threads"
+
+    def _fits(self, target: Target, old: Generation) -> bool:
+        """Whether engines of `target` fit beside those of `old`, which tell what engines of that model take."""
+        before = next((each for each, generation in self._current.values() if generation is old), target)
+        growth = max(1.0, _size_bytes(target.path) / max(1, _size_bytes(before.path)))
+        return growth * sum(map(private_bytes, old.pids)) <= self._free_bytes()
+
+    async def _make_room(self, source: Source, old: Generation, engines: Engines) -> None:
+        """End `old`, if the settings want that. Raises `NotEnoughMemory` otherwise."""
+        if engines.no_room == "refuse":
+            raise NotEnoughMemory(
+                f"{old.identity} goes on: its engines take {sum(map(private_bytes, old.pids)) >> 20} MiB, and "
+                f"{self._free_bytes() >> 20} MiB are free for new ones beside them. Give the server more memory, fewer "
+                "engines, or serving.engines.no_room=unload_first"
+            )
+        log.warning("%s is ended first: memory does not hold the new version beside it", old.identity)
+        self._plane.expect(old.identity.name)  # not ready, rather than unknown
+        self._plane.remove(old)
+        del self._current[source]
+        self._changed()
+        await self._drain(old)
 
     async def _drain(self, generation: Generation) -> None:
         await generation.drain()
@@ -397,7 +470,12 @@ def _load(target: Target, identity: Identity, threads: int, serving: Serving, *,
 
 def _share(path: Path, engines: Engines) -> tuple[int, int]:
     """How many engine processes, and threads for each: two that share the cores, or one where memory is short."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    each_bytes = ENGINE_OVERHEAD_BYTES + 3 * sum(file.stat().st_size for file in files)
+    each_bytes = ENGINE_OVERHEAD_BYTES + 3 * _size_bytes(path)
     count = engines.count or (2 if 2 * each_bytes < memory_bytes() / 2 else 1)
     return count, engines.threads or max(1, cores() // count)
+
+
+def _size_bytes(path: Path) -> int:
+    """What a file takes, or all files of a directory."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

@@ -167,3 +167,10 @@ def test_a_wrong_question_is_refused_and_not_remembered(server: Server) -> None:
         with pytest.raises(Exception, match="shape"):
             ask(server, np.ones((1, 3), np.float32))
     assert hits(server) == (had, missed)
+
+
+def test_the_configuration_says_so(server: Server) -> None:
+    with triton_grpc.InferenceServerClient(server.grpc) as client:
+        for model, enabled in (("linear", True), ("spare", False)):
+            config = client.get_model_config(model, as_json=True)["config"]
+            assert config.get("response_cache", {}).get("enable", False) is enabled

@@ -1,16 +1,22 @@
 """An ensemble answers what its models would, asked one after the other; what does not fit together is said before it serves."""
 
 import asyncio
+import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
+from onnx import TensorProto, helper
 from prometheus_client import CollectorRegistry
 
 from seatrial.errors import DeadlinePassed, EngineFailed, InvalidSource, SeatrialError, UnknownModel
@@ -20,10 +26,10 @@ from seatrial.tensors import Array, DataType, DynamicAxis, Signature, TensorSpec
 from seatrial_monitoring.metrics import ServingMetrics
 from seatrial_serving.ensemble import Ensemble, Pipeline, Plan, Step, read_ensemble
 from seatrial_serving.generation import Generation
-from tests.serving.models import linear
+from tests.conditions import soon, until
+from tests.servers import Server, serving
+from tests.serving.models import LinearBundle, linear, save
 from tests.serving.scripted import IDENTITY, POISON, ScriptedEngine, generation
-
-pytestmark = pytest.mark.anyio
 
 TWICE = Ensemble(
     name="twice",
@@ -80,12 +86,14 @@ async def ensemble(declared: Ensemble, models: Models, *, serving: Serving | Non
 
 
 @asynccontextmanager
-async def twice(first: ScriptedEngine, second: ScriptedEngine) -> AsyncIterator[tuple[Generation, Models]]:
+async def twice(
+    first: ScriptedEngine, second: ScriptedEngine, *, serving: Serving | None = None
+) -> AsyncIterator[tuple[Generation, Models]]:
     models = Models()
-    async with AsyncExitStack() as stack:
-        for name, engine in (("first", first), ("second", second)):
-            models.by_name[name] = await stack.enter_async_context(generation(lambda engine=engine: engine))
-        yield await stack.enter_async_context(ensemble(TWICE, models)), models
+    async with generation(lambda: first) as one, generation(lambda: second) as other:
+        models.by_name = {"first": one, "second": other}
+        async with ensemble(TWICE, models, serving=serving) as made:
+            yield made, models
 
 
 async def ask(on: Generation, x: Array, *, timeout_s: float = 30.0) -> dict[str, Array]:
@@ -107,6 +115,7 @@ def test_every_caller_gets_what_the_models_say_one_after_the_other(asked: list[l
         assert answer["score"].tolist() == (linear(np.array(x)) + 1).tolist()
 
 
+@pytest.mark.anyio
 async def test_requests_go_through_together() -> None:
     first, second = ScriptedEngine(), Adding()
     async with twice(first, second) as (on, _):
@@ -114,6 +123,7 @@ async def test_requests_go_through_together() -> None:
     assert (first.sizes, second.sizes) == ([10], [10])
 
 
+@pytest.mark.anyio
 async def test_its_signature_is_what_the_models_leave_open() -> None:
     async with twice(ScriptedEngine(), Adding()) as (on, _):
         assert on.signature == Signature(
@@ -126,6 +136,7 @@ async def test_its_signature_is_what_the_models_leave_open() -> None:
         )
 
 
+@pytest.mark.anyio
 async def test_a_step_that_refuses_one_request_does_not_spoil_the_others() -> None:
     async with twice(ScriptedEngine(), Adding()) as (on, _):
         good = np.ones((1, 4), np.float32)
@@ -137,6 +148,7 @@ async def test_a_step_that_refuses_one_request_does_not_spoil_the_others() -> No
         assert answer["hidden"].tolist() == linear(good).tolist()
 
 
+@pytest.mark.anyio
 async def test_a_deadline_holds_over_all_steps() -> None:
     second = Adding()
     second.held_back = True
@@ -146,6 +158,7 @@ async def test_a_deadline_holds_over_all_steps() -> None:
         assert models.by_name["second"].metrics.queue_s.count == 1
 
 
+@pytest.mark.anyio
 async def test_a_swap_of_a_model_is_a_swap_of_its_step() -> None:
     x = np.ones((1, 4), np.float32)
     async with twice(ScriptedEngine(), Adding()) as (on, models), generation(Doubling) as doubling:
@@ -159,6 +172,7 @@ class Doubling(Adding):
         return x * 2
 
 
+@pytest.mark.anyio
 async def test_a_model_that_came_to_take_something_else_is_named() -> None:
     async with twice(ScriptedEngine(), Adding()) as (on, models):
         models.by_name["second"] = models.by_name["first"]
@@ -169,17 +183,13 @@ async def test_a_model_that_came_to_take_something_else_is_named() -> None:
             await ask(on, np.ones((1, 4), np.float32))
 
 
+@pytest.mark.anyio
 async def test_a_pipeline_that_hangs_is_ended_and_leaves_the_queues() -> None:
     second = Adding()
     second.held_back = True
-    async with AsyncExitStack() as stack:
-        models = Models()
-        for name, engine in (("first", ScriptedEngine()), ("second", second)):
-            models.by_name[name] = await stack.enter_async_context(generation(lambda engine=engine: engine))
-        on = await stack.enter_async_context(ensemble(TWICE, models, serving=Serving(batching=Batching(max_size=1))))
+    async with twice(ScriptedEngine(), second, serving=Serving(batching=Batching(max_size=1))) as (on, _):
         asked = [asyncio.ensure_future(ask(on, np.ones((1, 4), np.float32))) for _ in range(3)]
-        while not second.held:
-            await asyncio.sleep(0)
+        await soon(lambda: bool(second.held))
         pipelines = [worker for worker in on._workers if worker.held]
         second.held_back = False
         for worker in pipelines:
@@ -198,6 +208,7 @@ def step(model: str, **names: dict[str, str]) -> Step:
     return Step(model=model, **names)
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("steps", "outputs", "reason"),
     [
@@ -205,7 +216,10 @@ def step(model: str, **names: dict[str, str]) -> Step:
         ([step("first", inputs={"w": "x"})], ("y",), r"'first' has no input \['w'\]; it has \['x'\]"),
         ([step("first"), step("second")], ("y",), "two steps of 'e' answer 'y'"),
         (
-            [step("first", inputs={"x": "b"}, outputs={"y": "a"}), step("first", inputs={"x": "a"}, outputs={"y": "b"})],
+            [
+                step("first", inputs={"x": "b"}, outputs={"y": "a"}),
+                step("first", inputs={"x": "a"}, outputs={"y": "b"}),
+            ],
             ("a",),
             "wait for each other",
         ),
@@ -242,4 +256,70 @@ def test_a_file_that_declares_no_ensemble_says_why(tmp_path: Path, text: str, re
 
 
 def test_a_step_asks_by_version_or_alias() -> None:
-    assert [Step(model=model).asked for model in ("m", "m/3", "m@champion")] == [("m", ""), ("m", "3"), ("m", "@champion")]
+    assert [Step(model=model).asked for model in ("m", "m/3", "m@champion")] == [
+        ("m", ""),
+        ("m", "3"),
+        ("m", "@champion"),
+    ]
+
+
+# On a server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The linear model, a sum over its outputs, and an ensemble of both that is declared before them."""
+    place = tmp_path_factory.mktemp("ensemble")
+    bundle = LinearBundle().write(place / "store")
+    declared = place / "total.toml"
+    declared.write_text(
+        """
+        name = "total"
+        outputs = ["sum", "y"]
+        [[steps]]
+        model = "summing"
+        inputs = {values = "y"}
+        [[steps]]
+        model = "linear/1"
+        """
+    )
+    summing = save(
+        place / "summing.onnx",
+        [helper.make_node("ReduceSum", ["values", "axes"], ["sum"], keepdims=1)],
+        [helper.make_tensor_value_info("values", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["batch", 1])],
+        constants={"axes": np.array([1], np.int64)},
+    )
+    environment = {"SEATRIAL_SERVING__ENGINES__COUNT": "1", "SEATRIAL_SERVING__REPOSITORY_CONTROL": "true"}
+    with serving(declared, bundle.path, summing, place=place, environment=environment) as running:
+        yield running
+
+
+@pytest.mark.parametrize("library", [triton_http, triton_grpc], ids=["rest", "grpc"])
+def test_clients_see_one_more_model(server: Server, library: Any) -> None:
+    x = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32)
+    with library.InferenceServerClient(server.http if library is triton_http else server.grpc) as client:
+        given = library.InferInput("x", x.shape, "FP32")
+        given.set_data_from_numpy(x)
+        answer = client.infer("total", [given])
+        assert answer.as_numpy("y").tolist() == linear(x).tolist()
+        assert answer.as_numpy("sum").tolist() == linear(x).sum(axis=1, keepdims=True).tolist()
+        assert client.is_model_ready("total")
+    told = httpx.get(server.url("/v2/models/total")).json()
+    assert told["platform"] == "ensemble"
+    assert [each["name"] for each in told["inputs"]] == ["x"]
+    assert server.total("seatrial_requests_total", model="total", outcome="ok") > 0
+
+
+def test_a_hang_up_loads_everything_again_and_fails_no_request(server: Server) -> None:
+    done = server.total("seatrial_swaps_total", outcome="done")
+    body = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+    server.process.send_signal(signal.SIGHUP)
+    statuses = set()
+
+    def swapped() -> bool:
+        statuses.add(httpx.post(server.url("/v2/models/total/infer"), json=body).status_code)
+        return server.total("seatrial_swaps_total", outcome="done") == done + 3
+
+    until(swapped, within_s=60)
+    assert statuses == {200}

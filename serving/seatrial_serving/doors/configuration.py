@@ -10,7 +10,7 @@ from seatrial.tensors import DataType, TensorSpec
 from seatrial_serving.generation import Generation
 
 
-def configuration(generation: Generation) -> dict[str, Any]:
+def configuration(generation: Generation, *, cached: bool = False) -> dict[str, Any]:
     """The fields of Triton's `ModelConfig` that mean something here, under its names."""
     identity, signature = generation.identity, generation.signature
     batched = signature.batch is not None
@@ -31,6 +31,7 @@ def configuration(generation: Generation) -> dict[str, Any]:
             )
         },
         "model_transaction_policy": {"decoupled": False},
+        "response_cache": {"enable": cached and bool(identity.digest)},
     }
     if batched and generation.batching.together:
         described["dynamic_batching"] = _batching(generation.batching, generation.max_rows)

@@ -166,7 +166,7 @@ class Servicer:
         return messages.ModelMetadataResponse(**metadata(self._plane, self._plane.find(asked.name, asked.version)))
 
     def model_config(self, asked: messages.ModelConfigRequest) -> messages.ModelConfigResponse:
-        described = configuration(self._plane.find(asked.name, asked.version))
+        described = configuration(self._plane.find(asked.name, asked.version), cached=self._plane.cache is not None)
         return ParseDict({"config": described}, messages.ModelConfigResponse())
 
     def model_statistics(self, asked: messages.ModelStatisticsRequest) -> messages.ModelStatisticsResponse:

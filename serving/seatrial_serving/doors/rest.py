@@ -58,7 +58,7 @@ def build(plane: DataPlane, acts: frozenset[Act]) -> FastAPI:
 
     @_of_a_model(app, "/config")
     def model_configuration(name: str, version: str = "", alias: str = "") -> dict[str, Any]:
-        return configuration(plane.find(name, version, alias=alias))
+        return configuration(plane.find(name, version, alias=alias), cached=plane.cache is not None)
 
     @_of_a_model(app, "/stats")
     def model_statistics(name: str, version: str = "", alias: str = "") -> dict[str, Any]:
