@@ -230,7 +230,11 @@ def test_a_wish_that_makes_no_sense_is_refused(client: Client) -> None:
         client.infer("linear", asked(client), timeout=-1)
 
 
-@pytest.mark.parametrize(("name", "value"), [("priority", -1), ("priority", "1"), ("timeout", 0.5), ("priority", True)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("priority", -1), ("priority", "1"), ("timeout", 0.5), ("priority", True), ("timeout", 10**400)],
+    ids=["negative", "text", "fraction", "bool", "beyond 64 bits"],
+)
 def test_a_wish_of_another_type_is_refused(server: Server, name: str, value: object) -> None:
     body = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": X}], "parameters": {name: value}}
     refused = httpx.post(server.url("/v2/models/linear/infer"), json=body)

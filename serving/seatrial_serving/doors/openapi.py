@@ -153,12 +153,9 @@ class Model:
     def of(cls, generation: Generation, *, key: str) -> "Model":
         identity, signature, most = generation.identity, generation.signature, generation.max_rows
         answer = schemas.answer(signature, name=identity.name, version=identity.version, max_rows=most)
-        given = examples.inputs(generation)
-        bodies = (
-            {}
-            if given is None
-            else {"v2": examples.as_v2(generation, given), "rows": examples.as_rows(generation, given)}
-        )
+        bodies: dict[str, Any] = {}
+        if (given := examples.inputs(generation)) is not None:
+            bodies = {"v2": examples.as_v2(generation, given), "rows": examples.as_rows(generation, given)}
         return cls(
             generation=generation,
             key=key,
@@ -193,7 +190,7 @@ class Model:
         identity, signature = self.generation.identity, self.generation.signature
         mine = [each for each in served if each.model is self]
         paths = [path for each in mine for template in INFER if (path := each.fill(template))]
-        shown = {
+        shown: dict[str, Any] = {
             "name": identity.name,
             "version": identity.version,
             "variant": identity.variant,
@@ -264,7 +261,7 @@ class _Paths:
         return self._paths
 
     def _route(self, door: str, method: str, route: APIRoute) -> None:
-        if method != "post" or route.name in REPOSITORY:
+        if method != "post" or door in (V2, DOCS):
             self._plain(door, method, route.path, route.name, description=route.description)
         elif PLACEHOLDER.search(route.path):
             self._infer(door, route.path, route.name)
@@ -321,7 +318,7 @@ class _Paths:
 
     def _asking(self, door: str, path: str, name: str, inference: Inference) -> None:
         error = {"$ref": f"#/components/schemas/error-{door if door in ERRORS else V2}"}
-        refusals = {
+        refusals: dict[str, dict[str, Any]] = {
             str(status): {"description": words, "content": {JSON: {"schema": error}}}
             for status, words in REFUSALS.items()
         }
@@ -357,7 +354,7 @@ def _path_parameter(name: str, found: Sequence[str]) -> dict[str, Any]:
 
 def _v2(model: Model) -> Inference:
     takes: Content = {}
-    parameters = [
+    parameters: list[dict[str, Any]] = [
         {
             "name": "Inference-Header-Content-Length",
             "in": "header",
