@@ -1,15 +1,13 @@
 """Measure, print, and write the tables of `benchmarks/README.md`: `python -m benchmarks --help`."""
 
-from collections.abc import Callable, Mapping
 from datetime import date
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import both_ends, int8, neighbour, overhead, peers, serving, startup, swaps
 from benchmarks.bench import Bench
 from benchmarks.models import Models
 from benchmarks.rounds import Lost
@@ -17,21 +15,12 @@ from benchmarks.tables import write_section
 from seatrial.machine import this_machine
 from seatrial.settings import load_settings
 
-SECTIONS: Mapping[str, Callable[[Bench], str]] = {
-    "serving": serving.measure,
-    "both-ends": both_ends.measure,
-    "neighbour": neighbour.measure,
-    "startup": startup.measure,
-    "overhead": overhead.measure,
-    "swaps": swaps.measure,
-    "peers": peers.measure,
-}
-"""What each measures, by the name of its place in the README."""
-INT8 = "int8"
+SECTIONS = ("serving", "both-ends", "peers", "swaps", "neighbour", "startup", "overhead", "int8")
+"""Each is a module here, whose `measure` takes a `Bench` and returns its place in the README."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("sections", nargs=-1, type=click.Choice([*SECTIONS, INT8]))
+@click.argument("sections", nargs=-1, type=click.Choice(SECTIONS))
 @click.option(
     "--bundle", type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="The digits bundle to serve. By default one is trained and exported first, and kept.",
@@ -52,15 +41,14 @@ def main(
       python -m benchmarks
       python -m benchmarks serving --rounds 9 --seconds 2
     """
-    measure = {**SECTIONS, INT8: partial(int8.measure, model=resnet)}
     place = load_settings().home / "benchmarks"
     place.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True)) as progress:
         models = Models(place=place, given=bundle)
-        bench = Bench(models=models, place=place, rounds=rounds, seconds=seconds, progress=progress)
-        for name in sections or measure:
+        bench = Bench(models=models, resnet=resnet, place=place, rounds=rounds, seconds=seconds, progress=progress)
+        for name in sections or SECTIONS:
             try:
-                found = measure[name](bench)
+                found = import_module(f"benchmarks.{name.replace('-', '_')}").measure(bench)
             except Lost as lost:
                 raise SystemExit(f"{name}: {lost}") from lost
             text = f"{_where()}\n{rounds} rounds, {seconds} s a measurement.\n\n{found}"

@@ -12,10 +12,10 @@ from benchmarks.bench import Bench
 from benchmarks.tables import table
 
 
-def measure(bench: Bench, model: str) -> str:
+def measure(bench: Bench) -> str:
     """The home must hold the model: `seatrial train cifar10-resnet18`."""
     task = bench.progress.add_task("int8", total=1)
-    command = [sys.executable, "-m", "seatrial", "export", model, "--json"]
+    command = [sys.executable, "-m", "seatrial", "export", bench.resnet, "--json"]
     done = subprocess.run(command, capture_output=True, check=False)
     if not done.stdout:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr.decode()[-3000:]}")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.rounds import Lost
 from seatrial.bundle import (
     Bound,
     Bundle,
@@ -67,7 +68,9 @@ class Models:
         noted = home / f"bundle-{version}"
         if not noted.exists():
             home.mkdir(parents=True, exist_ok=True)
-            trained = _seatrial(home, "train", DIGITS, "--set", f"seed={version}")["model"]
+            trained = str(_seatrial(home, "train", DIGITS, "--set", f"seed={version}")["model"])
+            if not trained.endswith(f"/{version}"):
+                raise Lost(f"{home} holds the rest of a run that was ended; remove it")
             [digest] = _seatrial(home, "export", trained)["bundles"].values()
             noted.write_text(str(digest).replace(":", "-"))
         return open_bundle(home / "bundles" / noted.read_text())

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-
-import httpx
+from urllib.request import urlopen
 
 from benchmarks.clients import Post, v2
 from benchmarks.models import DIGITS
@@ -80,8 +80,9 @@ class Peer:
 def _answers(health: str, addresses: Addresses) -> Ready:
     def ready(_: bytes) -> Addresses | None:
         try:
-            return addresses if httpx.get(health, timeout=1).is_success else None
-        except httpx.TransportError:
+            with urlopen(health, timeout=1):  # raises where the status is an error
+                return addresses
+        except (OSError, HTTPException):
             return None
 
     return ready

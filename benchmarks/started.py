@@ -73,8 +73,12 @@ def started(*command: str, environment: Mapping[str, str] | None = None) -> Iter
 
 
 def _first_line(printed: bytes) -> Addresses | None:
-    line, end, _ = printed.partition(b"\n")
-    addresses: Addresses | None = json.loads(line) if end else None
+    """None too for what is no such line: the first words of an error."""
+    line, _, _ = printed.partition(b"\n")
+    try:
+        addresses: Addresses = json.loads(line)
+    except ValueError:
+        return None
     return addresses
 
 

@@ -9,8 +9,7 @@ server answers with the other version and the old engines have gone; the gates b
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -21,6 +20,7 @@ from benchmarks.bench import PORTS, Bench
 from benchmarks.intervals import Interval, Promise, promises
 from benchmarks.models import DIGITS, VERSIONS
 from benchmarks.open_loop import Asked, load
+from benchmarks.rounds import Lost
 from benchmarks.started import Running, started
 from benchmarks.tables import table
 from seatrial.settings import Settings
@@ -44,11 +44,13 @@ MB = 10**6
 Window = tuple[float, float]
 
 
-@dataclass(slots=True)
-class _Round:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """When what was done in one round."""
+
     steady: Window
-    swaps: list[Window] = field(default_factory=list)
-    kills: list[Window] = field(default_factory=list)
+    swaps: list[Window]
+    kills: list[Window]
 
 
 def measure(bench: Bench) -> str:
@@ -60,68 +62,68 @@ def measure(bench: Bench) -> str:
 
 
 def _measure(bench: Bench, settings: Settings, rates: dict[str, float]) -> str:
-    task = bench.progress.add_task("swaps", total=bench.rounds * (SWAPS + KILLS))
+    task = bench.progress.add_task("swaps", total=bench.rounds)
     queue = {"SEATRIAL_SERVING__BATCHING__MAX_QUEUE": str(max(1024, round(QUEUE_S * sum(rates.values()))))}
-    with started("seatrial", "serve", f"{DIGITS}@champion", *PORTS, environment=_home(settings) | queue) as server:
-        before = _own_bytes(server)
-        turns: list[_Round] = []
-        with ExitStack() as stack:
-            rest = stack.enter_context(load(_plan(server, "rest", rate=rates["rest"])))
-            grpc = stack.enter_context(load(_plan(server, "grpc", rate=rates["grpc"])))
+    with (
+        started("seatrial", "serve", f"{DIGITS}@champion", *PORTS, environment=_home(settings) | queue) as running,
+        httpx.Client(base_url=f"http://{running.addresses['http']}", timeout=30) as http,
+    ):
+        server = Subject(running=running, settings=settings, http=http)
+        before, turns = server.own_bytes(), list[Turn]()
+        with (
+            load(_plan(running, "rest", rate=rates["rest"])) as rest,
+            load(_plan(running, "grpc", rate=rates["grpc"])) as grpc,
+        ):
             for _ in range(bench.rounds):
-                server.forget_output()
-                turns.append(_round(server, settings, bench.seconds, lambda: bench.progress.advance(task)))
-        after = _own_bytes(server)
+                running.forget_output()
+                turns.append(_turn(server, bench.seconds))
+                bench.progress.advance(task)
+        after = server.own_bytes()
     return _found(turns, {"REST": rest, "gRPC": grpc}, rates, (before, after))
 
 
-def _round(server: Running, settings: Settings, seconds: float, advance: Callable[[], None]) -> _Round:
+def _turn(server: "Subject", seconds: float) -> Turn:
     began = time.monotonic()
     time.sleep(seconds)
-    turn = _Round(steady=(began, time.monotonic()))
-    for _ in range(SWAPS):
-        turn.swaps.append(_swap(server, settings))
-        advance()
-    for _ in range(KILLS):
-        turn.kills.append(_kill(server))
-        advance()
-    return turn
+    steady = began, time.monotonic()
+    swaps = [server.swap() for _ in range(SWAPS)]
+    return Turn(steady=steady, swaps=swaps, kills=[server.kill() for _ in range(KILLS)])
 
 
-def _swap(server: Running, settings: Settings) -> Window:
-    to = VERSIONS[1] if _served(server) == VERSIONS[0] else VERSIONS[0]
-    old = set(_engines(server))
-    _promote(to, settings)
-    began = time.monotonic()
-    _until(lambda: _served(server) == to and not old & set(_engines(server)), f"version {to} alone")
-    return began, time.monotonic()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """The server, and what is done to it."""
 
+    running: Running
+    settings: Settings
+    http: httpx.Client
 
-def _kill(server: Running) -> Window:
-    old = _engines(server)
-    began = time.monotonic()
-    old[0].kill()
-    _until(lambda: old[0] not in (now := _engines(server)) and len(now) == len(old), "another engine")
-    _until(lambda: _ready(server), "readiness")
-    return began, time.monotonic()
+    def swap(self) -> Window:
+        to = VERSIONS[self.served() == VERSIONS[0]]
+        old = set(self.engines())
+        _promote(to, self.settings)
+        began = time.monotonic()
+        _until(lambda: self.served() == to and not old & set(self.engines()), f"version {to} alone")
+        return began, time.monotonic()
 
+    def kill(self) -> Window:
+        old = self.engines()
+        began = time.monotonic()
+        old[0].kill()
+        _until(lambda: old[0] not in (now := self.engines()) and len(now) == len(old), "another engine")
+        _until(lambda: self.http.get("/v2/health/ready").is_success, "readiness")
+        return began, time.monotonic()
 
-def _promote(version: str, settings: Settings) -> None:
-    waivers = {"quality": "the benchmark goes back and forth between two versions"}
-    promote(Promotion(name=DIGITS, version=version, waivers=waivers, by="benchmark"), settings)
+    def served(self) -> str:
+        answer = self.http.get(f"/v2/models/{DIGITS}").raise_for_status()
+        return str(answer.json()["versions"][0])
 
+    def engines(self) -> list[psutil.Process]:
+        return [process for process in self.running.processes if ENGINE in _command(process)]
 
-def _served(server: Running) -> str:
-    answer = httpx.get(f"http://{server.addresses['http']}/v2/models/{DIGITS}", timeout=30).raise_for_status()
-    return str(answer.json()["versions"][0])
-
-
-def _ready(server: Running) -> bool:
-    return httpx.get(f"http://{server.addresses['http']}/v2/health/ready", timeout=30).is_success
-
-
-def _engines(server: Running) -> list[psutil.Process]:
-    return [process for process in server.processes if ENGINE in _command(process)]
+    def own_bytes(self) -> int:
+        """Without the watcher of the registry, which is MLflow's memory."""
+        return sum(p.memory_full_info().pss for p in self.running.processes if WATCHER not in _command(p))
 
 
 def _command(process: psutil.Process) -> str:
@@ -132,16 +134,16 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
-def _own_bytes(server: Running) -> int:
-    """Without the watcher of the registry, which is MLflow's memory."""
-    return sum(p.memory_full_info().pss for p in server.processes if WATCHER not in _command(p))
+def _promote(version: str, settings: Settings) -> None:
+    waivers = {"quality": "the benchmark goes back and forth between two versions"}
+    promote(Promotion(name=DIGITS, version=version, waivers=waivers, by="benchmark"), settings)
 
 
 def _until(holds: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + MOST_S
     while not holds():
         if time.monotonic() > deadline:
-            raise SystemExit(f"waited {MOST_S:g} s for {what}")
+            raise Lost(f"waited {MOST_S:g} s for {what}")
         time.sleep(LOOK_EVERY_S)
 
 
@@ -178,7 +180,7 @@ def _home(settings: Settings) -> dict[str, str]:
 # What was found
 
 
-def _found(turns: list[_Round], asked: dict[str, Asked], rates: dict[str, float], own: tuple[int, int]) -> str:
+def _found(turns: list[Turn], asked: dict[str, Asked], rates: dict[str, float], own: tuple[int, int]) -> str:
     swaps = sum(len(turn.swaps) for turn in turns)
     kills = sum(len(turn.kills) for turn in turns)
     failed = sum(each.failed for each in asked.values())
@@ -219,5 +221,5 @@ def _exactly(value: float) -> Interval:
     return Interval(middle=value, low=value, high=value)
 
 
-def _slower(turns: list[_Round], asked: Asked) -> Interval:
+def _slower(turns: list[Turn], asked: Asked) -> Interval:
     return Interval.of([asked.p99_ms(*turn.swaps) / asked.p99_ms(turn.steady) for turn in turns])
