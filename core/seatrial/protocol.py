@@ -39,9 +39,12 @@ class Tensor(NamedTuple):
     array: Array
 
 
+_Parameters = Annotated[Parameters, msgspec.Meta(max_length=MAX_PARAMETERS)]
+
+
 class RequestedOutput(msgspec.Struct, frozen=True):
     name: str
-    parameters: Parameters = {}
+    parameters: _Parameters = {}
 
     @property
     def binary(self) -> bool | None:
@@ -84,9 +87,6 @@ def _count(parameters: Mapping[str, str | int | float | bool], name: str) -> int
     if not isinstance(given, int) or isinstance(given, bool) or given < 0:
         raise WrongInput(f"the parameter '{name}' is {given!r}, expected a whole number from 0 on")
     return given
-
-
-_Parameters = Annotated[Parameters, msgspec.Meta(max_length=MAX_PARAMETERS)]
 
 
 class _TensorHead(msgspec.Struct):
