@@ -41,9 +41,12 @@ class Tensor(NamedTuple):
     array: Array
 
 
+_Parameters = Annotated[Parameters, msgspec.Meta(max_length=MAX_PARAMETERS)]
+
+
 class RequestedOutput(msgspec.Struct, frozen=True):
     name: str
-    parameters: Parameters = {}
+    parameters: _Parameters = {}
 
     @property
     def binary(self) -> bool | None:
@@ -86,9 +89,6 @@ def _count(parameters: Mapping[str, str | int | float | bool], name: str) -> int
     if not isinstance(given, int) or isinstance(given, bool) or not 0 <= given < 2**64:
         raise WrongInput(f"the parameter '{name}' is {given!r}, expected a whole number from 0 on, of 64 bits")
     return given
-
-
-_Parameters = Annotated[Parameters, msgspec.Meta(max_length=MAX_PARAMETERS)]
 
 
 class _TensorHead(msgspec.Struct):

@@ -11,6 +11,9 @@ from hypothesis.extra import numpy as hnp
 
 from seatrial.errors import BadRequest, MalformedRequest, NonFinite, SeatrialError, WrongInput
 from seatrial.protocol import (
+    MAX_PARAMETERS,
+    MAX_RANK,
+    MAX_TENSORS,
     InferRequest,
     Tensor,
     decode_answer,
@@ -175,6 +178,31 @@ def test_a_damaged_request_is_read_or_refused_never_worse(data: st.DataObject) -
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     with suppress(BadRequest):
         decode_request(bytes(damaged), json_length=json_length)
+
+
+MANY = {str(number): number for number in range(MAX_PARAMETERS + 1)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"inputs": [{}] * (MAX_TENSORS + 1)}, {"outputs": [{"name": "y"}] * (MAX_TENSORS + 1)}, {"parameters": MANY},
+     {"inputs": [{"parameters": MANY}]}, {"outputs": [{"name": "y", "parameters": MANY}]}],
+)  # fmt: skip
+def test_a_request_names_no_more_than_any_model_has(change: dict[str, Any]) -> None:
+    one_input = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}
+    document = {"inputs": [{}]} | change
+    document["inputs"] = [one_input | each for each in document["inputs"]]
+    with pytest.raises(MalformedRequest, match="length <= "):
+        decode_request(orjson.dumps(document))
+
+
+def test_data_are_nested_no_deeper_than_tensors_are() -> None:
+    data: Any = 1.0
+    for _ in range(MAX_RANK):
+        data = [data]
+    assert decode_request(one(data, shape=[1] * MAX_RANK)).inputs[0].array.shape == (1,) * MAX_RANK
+    with pytest.raises(WrongInput, match="nested deeper"):
+        decode_request(one([data], shape=[1]))
 
 
 def test_a_non_finite_output_is_null_in_json_and_itself_in_binary() -> None:

@@ -122,7 +122,7 @@ def test_over_grpc_nobody_is_let_in_either_but_for_health(server: Server) -> Non
 def test_the_clients_that_people_have_present_keys(server: Server, file: Path) -> None:
     made = known(server, grant(file))
     by_name = {"x-api-key": made.key}
-    for headers in (made.headers, by_name, made.headers | by_name, {"authorization": f"bearer  {made.key} "}):
+    for headers in (made.headers, by_name, made.headers | by_name, {"authorization": f"bearer  {made.key}"}):
         for _ in range(2):  # once parsed, once remembered
             answer = httpx.post(server.url(INFER), json=BODY, headers=headers)
             assert answer.json()["outputs"][0]["data"] == TRUTH
@@ -303,17 +303,17 @@ def test_a_file_that_cannot_be_read_changes_nothing(server: Server, file: Path) 
 
 
 def test_who_is_over_its_quota_is_told_when_to_come_back_and_others_are_not_hurt(server: Server, file: Path) -> None:
-    greedy = known(server, grant(file, "greedy", requests_per_s=0.5))
+    greedy = known(server, grant(file, "greedy", requests_per_s=0.01))
     modest = known(server, grant(file, "modest", requests_per_s=1000))
     assert ask(server, greedy).status_code == 200
     refused = ask(server, greedy)
     assert refused.status_code == 429
-    assert 1 <= int(refused.headers["retry-after"]) <= 2
+    assert 90 < int(refused.headers["retry-after"]) <= 100
     assert [ask(server, modest).status_code for _ in range(5)] == [200] * 5
     with triton_grpc.InferenceServerClient(server.grpc) as client, pytest.raises(InferenceServerException) as told:
         client.infer("linear", inputs(), headers=greedy.headers)
     assert "RESOURCE_EXHAUSTED" in str(told.value.status())
-    again = known(server, grant(file, "greedy", requests_per_s=0.5))
+    again = known(server, grant(file, "greedy", requests_per_s=0.01))
     assert ask(server, again).status_code == 429, "another key of the same name has the same quota"
     assert server.total("seatrial_rejected_total", model="linear", reason="quota") >= 3
 

@@ -16,7 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from seatrial.protocol import write_tensor
+from seatrial.errors import MalformedRequest
+from seatrial.protocol import MAX_TENSORS, write_tensor
 from seatrial.tensors import DataType
 from seatrial_serving.doors.grpc import read_request
 from seatrial_serving.doors.metadata import EXTENSIONS
@@ -74,6 +75,15 @@ def request(*, name: str = "x", datatype: str = "FP32", shape: tuple[int, ...] =
     made = messages.ModelInferRequest(model_name="linear", id="7")
     made.inputs.add(name=name, datatype=datatype, shape=shape)
     return made
+
+
+def test_a_request_names_no_more_tensors_than_any_model_has() -> None:
+    for tensors in ("inputs", "outputs"):
+        asked = messages.ModelInferRequest()
+        for _ in range(MAX_TENSORS + 1):
+            getattr(asked, tensors).add(name="x")
+        with pytest.raises(MalformedRequest, match="more than 1024 tensors"):
+            read_request(asked)
 
 
 def test_our_messages_and_tritonclient_live_in_one_process() -> None:

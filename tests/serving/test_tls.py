@@ -5,6 +5,7 @@ import socket
 import ssl
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,7 +161,10 @@ def test_who_does_not_speak_tls_or_an_old_one_gets_nothing(secured: Secured, por
     address = getattr(secured.server, port).split(":")
     with socket.create_connection((address[0], int(address[1])), timeout=20) as plain:
         plain.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert b"live" not in plain.recv(4096)
+        received = b""
+        with suppress(ConnectionError):
+            received = plain.recv(4096)
+        assert b"live" not in received
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.load_verify_locations(secured.authority.certificate)
     old.set_ciphers("ALL:@SECLEVEL=0")
@@ -168,7 +172,7 @@ def test_who_does_not_speak_tls_or_an_old_one_gets_nothing(secured: Secured, por
         warnings.simplefilter("ignore", DeprecationWarning)
         old.maximum_version = ssl.TLSVersion.TLSv1_1
         old.minimum_version = ssl.TLSVersion.TLSv1_1
-    with socket.create_connection((address[0], int(address[1])), timeout=20) as raw, pytest.raises(ssl.SSLError):
+    with socket.create_connection((address[0], int(address[1])), timeout=20) as raw, pytest.raises(OSError, match=r"(?i)alert|reset|version|eof"):
         old.wrap_socket(raw, server_hostname="localhost")
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from seatrial.errors import Forbidden, SeatrialError, Unauthenticated
@@ -38,7 +39,7 @@ class Guard:
         """`clock` tells the time of day, by which rights expire. Raises `InvalidSettings`."""
         assert settings.file is not None, "a guard without a file: this is a bug"
         self._quota, self._tokens, self._clock = settings.quota, tokens, clock
-        self._book = Watched([settings.file], lambda path=settings.file: Book(path))  # type: ignore[misc] # path
+        self._book = Watched([settings.file], partial(Book, settings.file))
         self._allowances: dict[tuple[str, Quota], Allowance] = {}
         self.denied = dict.fromkeys(Denial, 0)
 

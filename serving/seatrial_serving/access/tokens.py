@@ -9,6 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -47,7 +48,7 @@ class Key(NamedTuple):
 
 
 Keys = Mapping[str, Key]
-"""By id; a key without one has the id "". """
+"""By id; the id of a key that has none is empty."""
 
 
 class KeySource(Protocol):
@@ -203,7 +204,8 @@ async def believing(settings: TokenSettings) -> AsyncIterator[Tokens | None]:
     if not jwt.algorithms.has_crypto:
         raise MissingExtra("cryptography", extra="oidc")
     if settings.keys.startswith("/"):
-        yield Tokens(settings, FiledKeys([Path(settings.keys)], lambda: _parse_file(settings.keys or "")))
+        path = Path(settings.keys)
+        yield Tokens(settings, FiledKeys([path], partial(_parse_file, path)))
         return
     published = PublishedKeys(settings.keys, refresh_s=settings.refresh_s)
     keeping = asyncio.create_task(published.keep())
@@ -213,8 +215,8 @@ async def believing(settings: TokenSettings) -> AsyncIterator[Tokens | None]:
         keeping.cancel()
 
 
-def _parse_file(path: str) -> Keys:
+def _parse_file(path: Path) -> Keys:
     try:
-        return parse(Path(path).read_bytes(), where=path)
+        return parse(path.read_bytes(), where=str(path))
     except OSError as error:
         raise InvalidSettings(f"{path} (serving.access.tokens.keys) cannot be read: {error}") from error
