@@ -41,7 +41,8 @@ def serve(
 
     WHAT is NAME@ALIAS (followed: when the alias moves, the server swaps without a failed request), NAME/VERSION, a
     bundle's directory, a Triton model repository (a directory of models with config.pbtxt or versions; all of it is
-    served, shown as unverified: docs/triton.md), or FILE.onnx (unverified too).
+    served, shown as unverified: docs/triton.md), FILE.onnx (unverified too), or ENSEMBLE.toml (a graph of models that are
+    served beside it: docs/protocols.md).
 
     \b
     Example:
