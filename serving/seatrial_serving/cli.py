@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--http-port", type=int, help="REST; 0 takes a free port.  [default: 8000]")
 @click.option("--grpc-port", type=int, help="gRPC; 0 takes a free port.  [default: 8001]")
 @click.option("--metrics-port", type=int, help="Prometheus; 0 takes a free port.  [default: 8002]")
+@click.option("--target", help="Which target's bundle of a model version to serve.  [default: onnx-cpu]")
 @click.option("--engines", type=int, help="Engine processes for each model.  [default: 2, or 1 where memory is short]")
 @click.option("--request-log/--no-request-log", default=None, help="One JSON line a request.  [default: on]")
 @json_option
@@ -31,6 +32,7 @@ def serve(
     http_port: int | None,
     grpc_port: int | None,
     metrics_port: int | None,
+    target: str | None,
     engines: int | None,
     request_log: bool | None,
     as_json: bool,
@@ -50,6 +52,7 @@ def serve(
     from seatrial_serving.run import run
 
     settings = load_settings(
+        registry={"target": target},
         serving={
             "host": host,
             "http_port": http_port,
@@ -57,7 +60,7 @@ def serve(
             "metrics_port": metrics_port,
             "engines": {"count": engines},
             "request_log": request_log,
-        }
+        },
     )
 
     def ready(addresses: "Addresses") -> None:
