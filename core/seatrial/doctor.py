@@ -1,6 +1,5 @@
 """What this machine can do, and what stands in the way: the facts behind `seatrial doctor`."""
 
-import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -10,20 +9,20 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from seatrial import __version__
+from seatrial import __version__, engines
+from seatrial.bundle import EngineSpec
 from seatrial.machine import Machine, this_machine
 from seatrial.settings import Settings
 
 Verdict = Literal["ok", "absent", "problem"]
 
-ENGINES = {
-    "onnxruntime": ("onnxruntime", "serving"),
-}
+GPU_PROVIDERS = ("cuda", "tensorrt")
 EXTRAS = {
     "serving": ("onnxruntime", "fastapi", "uvicorn", "grpc", "prometheus_client"),
     "training": ("torch", "lightning", "mlflow", "sklearn"),
     "export": ("torch", "onnx", "onnxscript", "onnxruntime", "torch_pruning"),
     "bentoml": ("bentoml",),
+    "openvino": ("openvino",),
     "s3": ("boto3",),
 }
 TOOLS = {"prometheus": "tests", "promtool": "tests", "wrk": "benchmarks", "kubectl": "manifests"}
@@ -59,8 +58,10 @@ def _findings(settings: Settings) -> Iterator[Finding]:
     yield Finding(subject="registry", verdict="ok", detail=settings.tracking_uri)
     for extra, modules in EXTRAS.items():
         yield _extra(extra, modules)
-    for engine, (module, extra) in ENGINES.items():
-        yield _engine(engine, module, extra)
+    for name in engines.ENGINES:
+        yield _engine(EngineSpec(name=name))
+    for provider in GPU_PROVIDERS:
+        yield _engine(EngineSpec(name="onnxruntime", options={engines.PROVIDER: provider}))
     for port in ("http_port", "grpc_port", "metrics_port"):
         yield _port(port, settings.serving.host, getattr(settings.serving, port))
     yield _triton(settings)
@@ -87,10 +88,13 @@ def _extra(extra: str, modules: tuple[str, ...]) -> Finding:
     return Finding(subject=f"extra {extra}", verdict="ok", detail="installed")
 
 
-def _engine(engine: str, module: str, extra: str) -> Finding:
-    if importlib.util.find_spec(module) is None:
-        return Finding(subject=f"engine {engine}", verdict="absent", detail=f"pip install 'seatrial[{extra}]'")
-    return Finding(subject=f"engine {engine}", verdict="ok", detail=importlib.metadata.version(module))
+def _engine(engine: EngineSpec) -> Finding:
+    subject = f"engine {engine.name}"
+    if provider := engine.options.get(engines.PROVIDER):
+        subject += f" on {provider}"
+    if why := engines.obstacle(engine):
+        return Finding(subject=subject, verdict="absent", detail=why)
+    return Finding(subject=subject, verdict="ok", detail=engines.installed(engine.name))
 
 
 def _port(name: str, host: str, port: int) -> Finding:

@@ -14,13 +14,15 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
+from seatrial.engines import obstacle
 from seatrial.errors import ConversionFailed
 from seatrial.machine import this_machine
 from seatrial.settings import Settings
 from seatrial.tensors import Signature
-from seatrial_export import child, convert, prune, quantize
+from seatrial_export import child, convert, package, prune, quantize
 from seatrial_export.candidate import Candidate, Compression, Lost, Verdict
 from seatrial_export.child import AT_ONCE, Limits
+from seatrial_export.program import TORCH_PROGRAM
 from seatrial_export.samples import calls, count, joined, write_arrays
 from seatrial_export.source import Source
 from seatrial_models.program import dynamic_axes
@@ -67,10 +69,11 @@ def building(
     workshop = _Workshop(source=source, folder=folder, settings=settings, limits=limits, tell=tell)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         # The float models come first in the queue: nothing that waits for one can keep it from being built.
-        simplest = {candidate.pruned: candidate for candidate in reversed(candidates)}
+        onnx = [each for each in candidates if not each.of_torch and obstacle(each.engine) is None]
+        simplest = {candidate.pruned: candidate for candidate in reversed(onnx)}
         floats = {pruned: pool.submit(workshop.build_float, each) for pruned, each in simplest.items()}
         try:
-            yield [pool.submit(workshop.finish, candidate, floats[candidate.pruned]) for candidate in candidates]
+            yield [pool.submit(workshop.finish, candidate, floats.get(candidate.pruned)) for candidate in candidates]
         except BaseException:
             workshop.given_up.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -89,8 +92,13 @@ class _Workshop:
     tell: Tell
     given_up: threading.Event = field(default_factory=threading.Event)
 
-    def finish(self, candidate: Candidate, base: "Future[_Float]") -> Built | Lost:
+    def finish(self, candidate: Candidate, base: "Future[_Float] | None") -> Built | Lost:
         try:
+            if why := obstacle(candidate.engine):
+                raise _NotApplicable(why)
+            if candidate.of_torch:
+                return self._package(candidate)
+            assert base is not None, "a candidate that starts from ONNX, and nothing to start from: this is a bug"
             return self._finish(candidate, base.result())
         except _NotApplicable as why:
             return Lost(candidate=candidate, verdict=Verdict.NOT_APPLICABLE, reason=str(why))
@@ -148,6 +156,15 @@ class _Workshop:
             smallest=_smallest(signature),
         )
 
+    def _package(self, candidate: Candidate) -> Built:
+        if self.source.program.suffix != TORCH_PROGRAM:
+            raise _NotApplicable("the model version is an ONNX file, and torch runs its own programs alone")
+        self.tell(candidate.name, "compiling" if candidate.bound else "packaging")
+        folder = self.folder / f"package-{candidate.name}"
+        job = package.Job(program=str(self.source.program), compiled=candidate.bound)
+        self._run(package, job, folder, package.Packaged)
+        return Built(candidate=candidate, model=folder / package.MODEL)
+
     def _quantize(self, candidate: Candidate, base: _Float) -> Built:
         static = Compression.STATIC in candidate.compression
         able = quantize.QUANTIZABLE if static else quantize.MATRIX_PRODUCTS
@@ -155,7 +172,7 @@ class _Workshop:
             raise _NotApplicable(f"the graph has none of {', '.join(sorted(able))}")
         self.tell(candidate.name, "quantizing")
         bits = quantize.weight_bits(this_machine())
-        folder = self.folder / f"quantize-{'-'.join(candidate.compression)}"
+        folder = self.folder / f"quantize-{candidate.name}"
         job = quantize.Job(
             model=str(base.model),
             mode="static" if static else "dynamic",

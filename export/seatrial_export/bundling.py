@@ -1,12 +1,14 @@
 """From the chosen variant to its bundle: golden requests recorded, replayed on a fresh engine, evidence beside it."""
 
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
+from importlib.util import find_spec
 from pathlib import Path
 
-from seatrial.bundle import Bundle, Evidence, write_bundle
+from seatrial.bundle import Bundle, Evidence, Sibling, write_bundle
 from seatrial.bundle.evidence import Provenance
 from seatrial.machine import this_machine
 from seatrial_export.choose import Budget, Variant
@@ -16,6 +18,7 @@ from seatrial_export.trial import Questions, Verified
 from seatrial_serving.engines import open_engine, proof
 
 TOOLS = ("onnx", "onnxruntime", "onnxscript", "torch", "torch-pruning")
+OPTIONAL_TOOLS = ("openvino",)
 
 
 def bundle_up(verified: Verified, questions: Questions, *, aside: Path, store: Path, threads: int) -> Bundle:
@@ -33,7 +36,10 @@ def bundle_up(verified: Verified, questions: Questions, *, aside: Path, store: P
     return write_bundle(draft, store)
 
 
-def add_evidence(bundle: Bundle, variant: Variant, source: Source, *, budget: Budget, run_id: str) -> None:
+def add_evidence(
+    bundle: Bundle, variant: Variant, source: Source, *, budget: Budget, run_id: str, of_version: Iterable[Bundle]
+) -> None:
+    """`of_version` are the bundles of the same version, for whatever target: the others become its siblings."""
     bundle.replace_evidence(
         Evidence(
             bundle=bundle.digest,
@@ -53,10 +59,22 @@ def add_evidence(bundle: Bundle, variant: Variant, source: Source, *, budget: Bu
             timings=(variant.alone, variant.throughput),
             size_bytes=variant.size_bytes,
             budget=budget.as_dict(),
+            siblings=tuple(_sibling(each) for each in of_version if each.digest != bundle.digest),
         )
+    )
+
+
+def _sibling(bundle: Bundle) -> Sibling:
+    manifest = bundle.manifest
+    return Sibling(
+        target=manifest.variant.target,
+        variant=manifest.variant.name,
+        digest=bundle.digest,
+        engine=manifest.engine,
+        hardware=manifest.hardware,
     )
 
 
 def tools() -> dict[str, str]:
     """The versions of what converts, compresses and runs."""
-    return {name: installed(name) for name in TOOLS}
+    return {name: installed(name) for name in (*TOOLS, *filter(find_spec, OPTIONAL_TOOLS))}

@@ -1,9 +1,11 @@
 """The ways to build a model version, and what can become of each. Knows no tool that builds one."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from seatrial.bundle import VariantName
+from seatrial.bundle import EngineSpec, VariantName
+from seatrial.engines import PROVIDER
 
 
 class Precision(StrEnum):
@@ -42,6 +44,20 @@ class Candidate:
         return self.precision is Precision.INT8
 
     @property
+    def engine(self) -> EngineSpec:
+        return ENGINES[self.target]
+
+    @property
+    def of_torch(self) -> bool:
+        """Whether it is made of the `torch.export` program itself, and not of an ONNX file."""
+        return self.target in (PT2_CPU, AOTI_CPU)
+
+    @property
+    def bound(self) -> bool:
+        """Whether it holds machine code, for machines like the one that builds it."""
+        return self.target == AOTI_CPU
+
+    @property
     def pruned(self) -> bool:
         return Compression.PRUNED in self.compression
 
@@ -52,17 +68,36 @@ class Candidate:
         )
 
 
-ONNX_CPU = "onnx-cpu"
+ONNX_CPU, ONNX_CUDA, ONNX_TENSORRT = "onnx-cpu", "onnx-cuda", "onnx-tensorrt"
+OPENVINO_CPU, PT2_CPU, AOTI_CPU = "openvino-cpu", "pt2-cpu", "aoti-cpu"
+
+ENGINES: Mapping[str, EngineSpec] = {
+    ONNX_CPU: EngineSpec(name="onnxruntime"),
+    OPENVINO_CPU: EngineSpec(name="openvino"),
+    PT2_CPU: EngineSpec(name="torch-export"),
+    AOTI_CPU: EngineSpec(name="aotinductor"),
+    ONNX_CUDA: EngineSpec(name="onnxruntime", options={PROVIDER: "cuda"}),
+    ONNX_TENSORRT: EngineSpec(name="onnxruntime", options={PROVIDER: "tensorrt"}),
+}
+"""What runs each target's files."""
 
 CANDIDATES = (
     Candidate(target=ONNX_CPU, precision=Precision.FP32),
     Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.DYNAMIC,)),
     Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.STATIC,)),
     Candidate(target=ONNX_CPU, precision=Precision.FP32, compression=(Compression.PRUNED,)),
+    Candidate(target=OPENVINO_CPU, precision=Precision.FP32),
+    Candidate(target=OPENVINO_CPU, precision=Precision.INT8, compression=(Compression.STATIC,)),
+    Candidate(target=PT2_CPU, precision=Precision.FP32),
+    Candidate(target=AOTI_CPU, precision=Precision.FP32),
+    Candidate(target=ONNX_CUDA, precision=Precision.FP32),
+    Candidate(target=ONNX_TENSORRT, precision=Precision.FP32),
 )
 """From simple to intricate: of two variants that cannot be told apart, the earlier is chosen."""
 
-TARGETS = tuple(dict.fromkeys(candidate.target for candidate in CANDIDATES))
+TARGETS = tuple(ENGINES)
+DEFAULT_TARGETS = (ONNX_CPU,)
+"""What a server asks for unless it is told otherwise."""
 
 
 class Verdict(StrEnum):

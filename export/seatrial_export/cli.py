@@ -10,7 +10,7 @@ from seatrial.errors import InvalidSettings
 
 @click.command()
 @click.argument("model")
-@click.option("--target", "targets", multiple=True, help="What to build for; repeat for several. All by default.")
+@click.option("--target", "targets", multiple=True, help="What to build for; repeat for several.  [default: onnx-cpu]")
 @click.option(
     "--budget", "limits", multiple=True, metavar="KEY=VALUE",
     help="A limit: accuracy_drop (0.01 by default), p99_ms, size_mb, memory_mb. Repeat for several.",
@@ -32,13 +32,14 @@ def export(
     \b
     Example:
       seatrial export models:/digits-cnn/1
+      seatrial export digits-cnn/1 --target onnx-cpu --target openvino-cpu
       seatrial export my-model/3 --samples rows.npz --budget p99_ms=5 --budget size_mb=20
     """
     import msgspec
 
     from seatrial.registry import ModelRef
     from seatrial.settings import load_settings
-    from seatrial_export.candidate import TARGETS
+    from seatrial_export.candidate import DEFAULT_TARGETS
     from seatrial_export.choose import Budget
     from seatrial_export.export import Request, attempt
     from seatrial_export.summary import Progress, summary
@@ -46,7 +47,7 @@ def export(
     try:
         request = Request(
             ref=ModelRef.parse(model),
-            targets=tuple(dict.fromkeys(targets)) or TARGETS,
+            targets=tuple(dict.fromkeys(targets)) or DEFAULT_TARGETS,
             budget=Budget.parse(limits),
             samples=samples,
             trust=trust,

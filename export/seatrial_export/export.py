@@ -8,21 +8,22 @@ import functools
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from seatrial.bundle import Bundle
-from seatrial.errors import BudgetNotMet, InvalidSettings
+from seatrial.bundle import Bundle, open_bundle
+from seatrial.bundle.store import directory_name
+from seatrial.errors import BudgetNotMet, BundleCorrupt, InvalidSettings
 from seatrial.machine import cores, this_machine
-from seatrial.registry import ModelRef, ModelVersion
+from seatrial.registry import BUNDLE_TAG, ModelRef, ModelVersion
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
 from seatrial.spelling import did_you_mean
 from seatrial_export.build import Built, Tell, building
 from seatrial_export.bundling import add_evidence, bundle_up, tools
-from seatrial_export.candidate import CANDIDATES, TARGETS, Candidate, Lost, Verdict
+from seatrial_export.candidate import CANDIDATES, DEFAULT_TARGETS, TARGETS, Candidate, Lost, Verdict
 from seatrial_export.child import Limits, child_limits
 from seatrial_export.choose import Budget, Judgement, Variant, choose
 from seatrial_export.logged import Trust
@@ -40,7 +41,7 @@ class Request:
     """What somebody wants exported, and how. `candidates` are tried where their target is among `targets`."""
 
     ref: ModelRef
-    targets: Sequence[str] = TARGETS
+    targets: Sequence[str] = DEFAULT_TARGETS
     budget: Budget = field(default_factory=Budget)
     samples: Path | None = None
     trust: bool = False
@@ -192,18 +193,30 @@ class _Work:
         run_id: str,
     ) -> dict[str, Bundle]:
         proved = {each.candidate: each for each in verified}
+        chosen = {each.variant.candidate.target: each.variant for each in judgements if each.verdict is Verdict.CHOSEN}
         bundles = {}
-        for judgement in judgements:
-            if judgement.verdict is Verdict.CHOSEN:
-                variant = judgement.variant
-                self.tell(variant.candidate.name, "bundling")
-                bundle = bundle_up(
-                    proved[variant.candidate], questions,
-                    aside=self.place / "bundles", store=self.settings.bundles, threads=self._threads,
-                )  # fmt: skip
-                add_evidence(bundle, variant, source, budget=self.request.budget, run_id=run_id)
-                bundles[variant.candidate.target] = bundle
+        for target, variant in chosen.items():
+            self.tell(variant.candidate.name, "bundling")
+            bundles[target] = bundle_up(
+                proved[variant.candidate], questions,
+                aside=self.place / "bundles", store=self.settings.bundles, threads=self._threads,
+            )  # fmt: skip
+        of_version = {**self._earlier(), **bundles}.values()
+        for target, bundle in bundles.items():
+            add_evidence(
+                bundle, chosen[target], source, budget=self.request.budget, run_id=run_id, of_version=of_version
+            )
         return bundles
+
+    def _earlier(self) -> dict[str, Bundle]:
+        """What earlier exports of this version built, for each target, as far as it is on this disk."""
+        found = {}
+        for tag, digest in self.version.tags.items():
+            if tag.startswith(BUNDLE_TAG):
+                with suppress(BundleCorrupt):
+                    place = self.settings.bundles / directory_name(digest)
+                    found[tag.removeprefix(BUNDLE_TAG)] = open_bundle(place, expected=digest)
+        return found
 
     def _report(self, found: tuple[Row, ...], bundles: dict[str, Bundle], source: Source, *, run_id: str) -> Report:
         return Report(

@@ -27,15 +27,17 @@ def measure_memory(bundle: Path, *, batch: int, folder: Path, limits: Limits) ->
 
 
 def _take(job: Job) -> Taken:
+    import importlib
     import os
 
-    import onnxruntime  # noqa: F401 - what it takes by itself is not the bundle's
-
     from seatrial.bundle import open_bundle
+    from seatrial.engines import ENGINES
     from seatrial_serving.engines import open_engine, proof
 
+    bundle = open_bundle(Path(job.bundle))
+    importlib.import_module(ENGINES[bundle.manifest.engine.name].package)  # what it takes by itself is not the bundle's
     before = child.resident_bytes(os.getpid())
-    engine = open_engine(open_bundle(Path(job.bundle)), threads=job.threads)
+    engine = open_engine(bundle, threads=job.threads)
     proof.warm_up(engine, batch_sizes=(1, job.batch))
     return Taken(bytes=child.resident_bytes(os.getpid()) - before)
 

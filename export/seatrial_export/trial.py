@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seatrial.bundle import Bundle, Draft, EngineSpec, ModelName, write_bundle
+from seatrial.bundle import MAIN, Bundle, Draft, ModelName, write_bundle
 from seatrial.bundle.evidence import Quality
+from seatrial.engines import fingerprint
 from seatrial.errors import SeatrialError
 from seatrial_export.build import Built
 from seatrial_export.candidate import Candidate, Lost, Verdict
@@ -18,8 +19,6 @@ from seatrial_export.samples import Inputs, Predict, calls, count, repeat
 from seatrial_export.source import Source
 from seatrial_export.verify import Proof, Unfaithful, verify
 from seatrial_serving.engines import Engine, open_engine
-
-MODEL_FILE = "model.onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,17 +84,19 @@ def _score(engine: Engine, proof: Proof, questions: Questions) -> Quality:
 
 def _draft(built: Built, source: Source) -> Draft:
     """The bundle without what is recorded last: golden requests and their bounds."""
+    candidate, file = built.candidate, f"model{built.model.suffix}"
     return Draft(
         model=ModelName(name=source.version.name, version=source.version.version),
-        variant=built.candidate.variant_name(built.recorded),
+        variant=candidate.variant_name(built.recorded),
         signature=source.signature,
-        engine=EngineSpec(name="onnxruntime"),
-        graphs={"main": MODEL_FILE},
-        files={MODEL_FILE: built.model},
+        engine=candidate.engine,
+        graphs={MAIN: file},
+        files={file: built.model},
         golden=(),
         source_bounds={},
         rerun_bounds={},
         labels=source.labels,
+        hardware=fingerprint(candidate.engine.name) if candidate.bound else None,
     )
 
 
@@ -120,7 +121,7 @@ def time_all(verified: Sequence[Verified], rows: Inputs, *, threads: int, for_s:
             quality=each.quality,
             alone=alone[each.candidate.name],
             throughput=throughput[each.candidate.name],
-            size_bytes=each.bundle.file(MODEL_FILE).stat().st_size,
+            size_bytes=each.bundle.file(each.bundle.manifest.graphs[MAIN]).stat().st_size,
         )
         for each in verified
     ]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--grpc-port", type=int, help="gRPC; 0 takes a free port.  [default: 8001]")
 @click.option("--metrics-port", type=int, help="Prometheus; 0 takes a free port.  [default: 8002]")
 @click.option("--management-port", type=int, help="Loading and unloading; 0 takes a free port.  [default: REST's]")
+@click.option("--target", help="Which target's bundle of a model version to serve.  [default: onnx-cpu]")
 @click.option("--engines", type=int, help="Engine processes for each model.  [default: 2, or 1 where memory is short]")
 @click.option("--request-log/--no-request-log", default=None, help="One JSON line a request.  [default: on]")
 @json_option
@@ -33,6 +34,7 @@ def serve(
     grpc_port: int | None,
     metrics_port: int | None,
     management_port: int | None,
+    target: str | None,
     engines: int | None,
     request_log: bool | None,
     as_json: bool,
@@ -55,6 +57,7 @@ def serve(
     from seatrial_serving.run import run
 
     settings = load_settings(
+        registry={"target": target},
         serving={
             "host": host,
             "http_port": http_port,
@@ -63,7 +66,7 @@ def serve(
             "management_port": management_port,
             "engines": {"count": engines},
             "request_log": request_log,
-        }
+        },
     )
 
     def ready(addresses: "Addresses") -> None:

@@ -54,7 +54,7 @@ def _load(start: Start, gateway: socket.socket) -> Engines:
     path = Path(start.path)
     narrow, golden = _open(path, start, threads=start.threads, wide=False)
     wide = narrow
-    if start.wide_threads > start.threads and fastest_s(narrow) > WORTH_ALL_CORES_S:
+    if narrow.on_cpu and start.wide_threads > start.threads and fastest_s(narrow) > WORTH_ALL_CORES_S:
         wide, _ = _open(path, start, threads=start.wide_threads, wide=True)
     gateway.send(encode(Ready(dict(narrow.graphs), golden, time.monotonic() - began, wide is not narrow)))
     return narrow, wide

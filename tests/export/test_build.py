@@ -21,7 +21,7 @@ from seatrial_export.source import Source
 from tests.export.models import linear_source, some_rows
 from tests.serving.models import save
 
-FLOAT, DYNAMIC, STATIC, PRUNED = CANDIDATES
+ON_ONNX_CPU = FLOAT, DYNAMIC, STATIC, PRUNED = CANDIDATES[:4]
 LIMITS = Limits(time_s=120, memory_bytes=4 * 2**30, threads=1)
 
 
@@ -38,7 +38,7 @@ def operators(made: Built | Lost) -> set[str]:
 
 
 def test_each_candidate_is_what_its_name_says(tmp_path: Path) -> None:
-    exact, dynamic, static, pruned = built(linear_source(tmp_path), tmp_path, CANDIDATES)
+    exact, dynamic, static, pruned = built(linear_source(tmp_path), tmp_path, ON_ONNX_CPU)
     assert operators(exact) == {"Gemm"}
     assert "DynamicQuantizeLinear" in operators(dynamic)
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators(static)
@@ -98,7 +98,7 @@ def test_what_cannot_be_converted_is_lost_with_its_log_and_command_and_so_is_wha
 
 def test_an_error_meanwhile_ends_the_children(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), building(
-        CANDIDATES, linear_source(tmp_path), folder=tmp_path, settings=Settings(home=tmp_path), limits=LIMITS,
+        ON_ONNX_CPU, linear_source(tmp_path), folder=tmp_path, settings=Settings(home=tmp_path), limits=LIMITS,
         tell=lambda *_: None,
     ) as underway:  # fmt: skip
         raise KeyboardInterrupt
@@ -180,5 +180,5 @@ def test_rows_for_calibration_come_in_calls_that_the_model_takes(tmp_path: Path)
     few = msgspec.structs.replace(SIGNATURE, dynamic_axes=(msgspec.structs.replace(axis, max=5),))
     [made] = built(linear_source(tmp_path, rows=some_rows(64), signature=few), tmp_path, (STATIC,))
     assert isinstance(made, Built)
-    job = (tmp_path / "quantize-static" / child.JOB).read_text()
+    job = (tmp_path / "quantize-onnx-cpu-int8-static" / child.JOB).read_text()
     assert '"rows": 5' in job

@@ -13,7 +13,7 @@ from seatrial_export.candidate import CANDIDATES, Candidate, Verdict
 from seatrial_export.choose import Budget, Judgement, Variant, choose, on_front
 from seatrial_export.verify import Proof
 
-FLOAT, DYNAMIC, STATIC, PRUNED = CANDIDATES
+FLOAT, DYNAMIC, STATIC, PRUNED, *_ = CANDIDATES
 
 
 def timing(p50_ms: float, *, spread: float = 0.01, batch: int = 1, p99_ms: float | None = None) -> Timing:

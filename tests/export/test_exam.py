@@ -20,7 +20,7 @@ from seatrial_export.verify import Unfaithful, round_up, verify
 from tests.export.models import FLOAT_FAULTS, LOSSY_FAULTS, Break, linear_source, right, some_rows
 from tests.serving.models import SIGNATURE, linear
 
-FLOAT, DYNAMIC, STATIC, PRUNED = CANDIDATES
+FLOAT, DYNAMIC, STATIC, PRUNED, *_ = CANDIDATES
 
 
 def sit(candidate: Candidate, break_: Break, folder: Path) -> Verified | Lost:

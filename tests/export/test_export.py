@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from seatrial.engines import fingerprint
 from seatrial.errors import BudgetNotMet, DiskFull, InvalidSource, Misused, NotInRegistry
 from seatrial.registry import BUNDLE_TAG, EXPORT_RUN_TAG, ModelRef, ModelVersion
 from seatrial.registry.bundles import bundle_digest, fetch_bundle
@@ -23,7 +24,7 @@ from seatrial.settings import Settings
 from seatrial.tensors import Array
 from seatrial_export.candidate import CANDIDATES, Candidate, Verdict
 from seatrial_export.choose import Budget
-from seatrial_export.export import Exported, Request, export
+from seatrial_export.export import Exported, Request, attempt, export
 from seatrial_export.publish import INTERRUPTED_TAG
 from seatrial_export.register import register
 from seatrial_export.samples import write_arrays
@@ -31,9 +32,10 @@ from seatrial_serving.engines.proof import prove
 from tests.commands import Typed, type_seatrial
 from tests.conditions import until
 from tests.export.models import some_rows
+from tests.serving.engine_bundles import linear_program
 from tests.serving.models import linear_onnx
 
-FLOAT, DYNAMIC, STATIC, PRUNED = CANDIDATES
+FLOAT, DYNAMIC, STATIC, PRUNED, *_ = CANDIDATES
 TARGET = FLOAT.target
 REF = ModelRef(name="linear", version="1")
 
@@ -354,3 +356,41 @@ def small_disk(place: Path, *, kib: int) -> Iterator[None]:
         assert list(place.iterdir()) == []
     finally:
         subprocess.run(["umount", str(place)], check=True)
+
+
+# Other targets
+
+
+@pytest.mark.usefixtures("version")
+def test_each_target_has_a_winner_and_each_bundle_names_the_others(settings: Settings) -> None:
+    first = export(Request(ref=REF, candidates=(FLOAT,)), settings)
+    targets = ("openvino-cpu", "pt2-cpu", "onnx-cuda")
+    exported = attempt(Request(ref=REF, targets=targets), settings)
+    found = verdicts(exported)
+    assert exported.report.chosen == {"openvino-cpu": "openvino-cpu-fp32"}
+    assert set(exported.unmet) == {"pt2-cpu", "onnx-cuda"}
+    assert found["pt2-cpu-fp32"] is Verdict.NOT_APPLICABLE
+    assert found["onnx-cuda-fp32"] is Verdict.NOT_APPLICABLE
+    reasons = {row.name: row.reason for row in exported.report.rows}
+    assert "torch runs its own programs alone" in reasons["pt2-cpu-fp32"]
+    assert "NVIDIA" in reasons["onnx-cuda-fp32"] or "CUDAExecutionProvider" in reasons["onnx-cuda-fp32"]
+    bundle = exported.bundles["openvino-cpu"]
+    assert bundle.manifest.engine.name == "openvino"
+    assert prove(bundle) == 8
+    evidence = bundle.evidence()
+    assert evidence is not None
+    [sibling] = evidence.siblings
+    assert (sibling.target, sibling.variant) == (TARGET, FLOAT.name)
+    assert sibling.digest == first.bundles[TARGET].digest
+
+
+@pytest.mark.slow
+def test_a_program_is_served_as_it_is_and_compiled(settings: Settings, tmp_path: Path) -> None:
+    program = linear_program(tmp_path / "linear.pt2")
+    register(str(program), name="linear", settings=settings, example=None, trust=False)
+    exported = export(Request(ref=REF, targets=("pt2-cpu", "aoti-cpu")), settings)
+    assert exported.report.chosen == {"pt2-cpu": "pt2-cpu-fp32", "aoti-cpu": "aoti-cpu-fp32"}
+    for target, bundle in exported.bundles.items():
+        assert prove(bundle) == 8, target
+    assert exported.bundles["pt2-cpu"].manifest.hardware is None
+    assert exported.bundles["aoti-cpu"].manifest.hardware == fingerprint("aotinductor")

@@ -20,7 +20,7 @@ from seatrial_export.report import Report, rows, verdict_sentence
 from seatrial_export.summary import Progress, table
 from tests.export.test_choose import variant
 
-FLOAT, DYNAMIC, STATIC, PRUNED = CANDIDATES
+ON_ONNX_CPU = FLOAT, DYNAMIC, STATIC, PRUNED = CANDIDATES[:4]
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)>'
 
 
@@ -42,7 +42,7 @@ def report(*, hostile: str = "", budget: Budget | None = None) -> Report:
         log="log.txt",
         command=f"env {hostile}",
     )
-    found = rows(CANDIDATES, judged, [lost])
+    found = rows(ON_ONNX_CPU, judged, [lost])
     chosen = {row.target: row.name for row in found if row.verdict is Verdict.CHOSEN}
     return Report(
         model=f"models:/digits{hostile}/1",
@@ -154,8 +154,8 @@ def test_the_plot_has_the_better_above_the_cheaper_left_and_everything_inside(tm
 
 
 def test_labels_of_equal_variants_do_not_cover_each_other() -> None:
-    same = [variant(candidate, row_ms=1, accuracy=0.9) for candidate in CANDIDATES]
-    given = msgspec.structs.replace(report(), rows=rows(CANDIDATES, choose(same, Budget()), []))
+    same = [variant(candidate, row_ms=1, accuracy=0.9) for candidate in ON_ONNX_CPU]
+    given = msgspec.structs.replace(report(), rows=rows(ON_ONNX_CPU, choose(same, Budget()), []))
     drawn = plot(given)
     assert drawn is not None
     heights = sorted(point.label_y for point in drawn.points)

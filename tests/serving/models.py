@@ -15,6 +15,7 @@ from seatrial.bundle import (
     Draft,
     EngineSpec,
     Golden,
+    Hardware,
     ModelName,
     Normalize,
     Pool,
@@ -81,22 +82,29 @@ class LinearBundle:
     golden_scale: float | None = None
     """The scale that the golden answers were made with; another one makes a bundle that answers differently here."""
     labels: tuple[str, ...] = field(default=())
+    engine: EngineSpec = field(default_factory=lambda: EngineSpec(name="onnxruntime"))
+    model: Path | None = None
+    """The file that the engine reads; by default an ONNX file."""
+    hardware: Hardware | None = None
 
     def write(self, store: Path) -> Bundle:
         store.mkdir(parents=True, exist_ok=True)
         x = np.array([[1, 2, 3, 4], [-1, 0, 0.5, 2]], np.float32)
         answer = (Tensor("y", DataType.FP32, linear(x, scale=self.golden_scale or self.scale)),)
+        model = self.model or linear_onnx(store / f".{self.name}-{self.version}.onnx", scale=self.scale)
+        file = f"model{model.suffix}"
         draft = Draft(
             model=ModelName(name=self.name, version=self.version),
             variant=VariantName(name="fp32", target="onnx-cpu", precision="fp32"),
             signature=SIGNATURE,
-            engine=EngineSpec(name="onnxruntime"),
-            graphs={"main": "model.onnx"},
-            files={"model.onnx": linear_onnx(store / f".{self.name}-{self.version}.onnx", scale=self.scale)},
+            engine=self.engine,
+            graphs={"main": file},
+            files={file: model},
             golden=(Golden(request=InferRequest((Tensor("x", DataType.FP32, x),)), source=answer, rerun=answer),),
             source_bounds={"y": Bound(absolute=1e-5, relative=1e-5)},
             rerun_bounds={"y": Bound(absolute=1e-6, relative=1e-6, top1=True)},
             labels=self.labels,
+            hardware=self.hardware,
         )
         return write_bundle(draft, store)
 

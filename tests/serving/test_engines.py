@@ -1,6 +1,10 @@
 """The contract that every engine keeps, and the replay of golden requests."""
 
+import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -14,12 +18,13 @@ from onnx import TensorProto, helper
 from seatrial.bundle import Bundle, Driver, EngineSpec, Evidence, open_bundle
 from seatrial.bundle.evidence import Provenance
 from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable, GoldenMismatch, WrongInput
-from seatrial.machine import Machine
+from seatrial.machine import Machine, resident_bytes
 from seatrial.tensors import DataType
 from seatrial_serving.engines import OPENERS, Engine, open_engine
-from seatrial_serving.engines.onnxruntime import OnnxRuntime, read_signature
+from seatrial_serving.engines.onnxruntime import LARGE_BYTES, OnnxRuntime, _open, _profile, read_signature
 from seatrial_serving.engines.proof import replay, warm_up, zeros
-from tests.serving.models import LinearBundle, everything_onnx, gather_onnx, linear, linear_onnx, save
+from tests.serving.engine_bundles import HEAVY, LAYERS, SIZE, heavy_bundle, heavy_onnx, linear_bundle
+from tests.serving.models import SIGNATURE, LinearBundle, everything_onnx, gather_onnx, linear, linear_onnx, save
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +32,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return LinearBundle().write(tmp_path_factory.mktemp("engines"))
 
 
-@pytest.fixture(scope="module", params=sorted(OPENERS))
-def engine(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Engine]:
-    manifest = msgspec.structs.replace(bundle.manifest, engine=EngineSpec(name=request.param))
-    opened = open_engine(Bundle(path=bundle.path, manifest=manifest, digest=""), threads=1)
+MARKS = {"aotinductor": pytest.mark.slow, "tensorrt": pytest.mark.gpu}
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=MARKS.get(name, ())) for name in OPENERS])
+def own_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The linear model, in the form that the engine reads."""
+    return linear_bundle(request.param, tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture(scope="module")
+def engine(own_bundle: Bundle) -> Iterator[Engine]:
+    opened = open_engine(own_bundle, threads=1)
     yield opened
     opened.close()
 
@@ -56,9 +69,82 @@ def test_outputs_are_the_callers_to_keep(engine: Engine) -> None:
     assert first.tolist() == kept.tolist()
 
 
+def test_inputs_that_may_not_be_written_to_are_taken(engine: Engine) -> None:
+    x = np.ones((2, 4), np.float32)
+    x.flags.writeable = False
+    assert engine.predict({"x": x})["y"].tolist() == linear(x).tolist()
+
+
+def test_what_does_not_fit_is_an_engine_failure_and_the_next_batch_is_answered(
+    engine: Engine, own_bundle: Bundle
+) -> None:
+    if own_bundle.manifest.engine.name == "aotinductor":
+        pytest.skip("compiled code takes the shapes on trust: they were checked against the signature")
+    with pytest.raises(EngineFailed, match="refused the batch"):
+        engine.predict({"x": np.ones((2, 5), np.float32)})
+    x = np.ones((2, 4), np.float32)
+    assert engine.predict({"x": x})["y"].tolist() == linear(x).tolist()
+
+
+def test_its_golden_requests_are_answered_as_recorded(engine: Engine, own_bundle: Bundle) -> None:
+    assert replay(engine, own_bundle) == 1
+
+
+def test_two_of_them_work_at_the_same_time(engine: Engine, own_bundle: Bundle) -> None:
+    with closing(open_engine(own_bundle, threads=2)) as other, ThreadPoolExecutor(2) as threads:
+        x = np.arange(40, dtype=np.float32).reshape(10, 4)
+        answers = threads.map(
+            lambda asked: [asked.predict({"x": x[:rows]})["y"].tolist() for rows in range(1, 11)], (engine, other)
+        )
+        assert list(answers) == [[linear(x[:rows]).tolist() for rows in range(1, 11)]] * 2
+
+
+def test_one_that_is_closed_leaves_the_others_alone(engine: Engine, own_bundle: Bundle) -> None:
+    open_engine(own_bundle, threads=1).close()
+    assert engine.predict({"x": np.ones((1, 4), np.float32)})["y"].tolist() == linear(np.ones((1, 4))).tolist()
+
+
 def test_warm_up_runs_every_size(engine: Engine) -> None:
     warm_up(engine, batch_sizes=(1, 64))
     assert zeros(engine.signature, batch=3)["x"].shape == (3, 4)
+
+
+# Threads and memory
+
+
+@pytest.fixture(
+    scope="module",
+    params=["onnxruntime", "openvino", "torch-export", pytest.param("aotinductor", marks=pytest.mark.slow)],
+)
+def heavy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return heavy_bundle(request.param, tmp_path_factory.mktemp("heavy"))
+
+
+def test_it_computes_with_the_threads_that_it_was_given(heavy: Bundle) -> None:
+    """One thread cannot take more processor time than passes, and an engine that asks the machine takes all cores."""
+    x = {"x": np.ones((SIZE, SIZE), np.float32)}
+    with closing(open_engine(heavy, threads=1)) as engine:
+        engine.predict(x)
+        began, used = time.perf_counter(), time.process_time()
+        for _ in range(10):
+            engine.predict(x)
+        assert time.process_time() - used < 1.2 * (time.perf_counter() - began)
+
+
+def test_an_engine_that_is_closed_gives_its_memory_back(heavy: Bundle) -> None:
+    x = {"x": np.ones((8, SIZE), np.float32)}
+
+    def opened_and_closed() -> None:
+        with closing(open_engine(heavy, threads=1)) as engine:
+            engine.predict(x)
+
+    opened_and_closed()
+    before = resident_bytes(os.getpid())
+    times = 20
+    for _ in range(times):
+        opened_and_closed()
+    weights = LAYERS * SIZE * SIZE * 4
+    assert resident_bytes(os.getpid()) - before < times * weights / 4
 
 
 # Golden requests
@@ -126,7 +212,7 @@ def test_a_truncated_model_is_corrupt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"engine": EngineSpec(name="warp")}, "wants the engine 'warp'"),
+        ({"engine": EngineSpec(name="warp")}, "wants the engine warp: there is no engine of that name"),
         ({"driver": Driver.SAMPLER}, "wants the driver"),
     ],
 )
@@ -135,6 +221,31 @@ def test_what_this_installation_lacks_is_named(bundle: Bundle, change: dict[str,
     other = Bundle(path=opened.path, manifest=msgspec.structs.replace(opened.manifest, **change), digest="")
     with pytest.raises(EngineUnavailable, match=words):
         open_engine(other, threads=1)
+
+
+def test_a_session_that_fell_back_to_the_cpu_by_itself_is_refused(tmp_path: Path) -> None:
+    path = linear_onnx(tmp_path / "model.onnx")
+    wanted: list[tuple[str, dict[str, str]]] = [("DmlExecutionProvider", {})]  # of Windows alone
+    with pytest.warns(UserWarning, match="not in available"), pytest.raises(EngineUnavailable, match="took CPUExec"):
+        _open(path, options={}, threads=1, providers=wanted)
+
+
+def test_tensorrt_is_told_the_sizes_that_were_verified() -> None:
+    assert _profile(SIGNATURE) == {
+        "trt_profile_min_shapes": "x:1x4", "trt_profile_opt_shapes": "x:64x4", "trt_profile_max_shapes": "x:64x4",
+    }  # fmt: skip
+
+
+def test_after_a_large_batch_the_memory_that_it_took_is_given_back(tmp_path: Path) -> None:
+    path = heavy_onnx(tmp_path / "heavy.onnx")
+    engine = OnnxRuntime({"main": path}, signature=HEAVY, options={}, threads=1)
+    rows = LARGE_BYTES // (4 * SIZE)
+    engine.predict({"x": np.ones((1, SIZE), np.float32)})
+    before = resident_bytes(os.getpid())
+    engine.predict({"x": np.ones((rows + 1, SIZE), np.float32)})
+    engine.predict({"x": np.ones((1, SIZE), np.float32)})
+    assert resident_bytes(os.getpid()) - before < LARGE_BYTES
+    engine.close()
 
 
 def test_open_axes_without_a_name_are_axes_of_their_own(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The directory that a server loads: a manifest, the model files and golden requests, all under one digest."""
 
-from seatrial.bundle.evidence import Evidence
+from seatrial.bundle.evidence import Evidence, Sibling
 from seatrial.bundle.golden import Golden, describe_violation
 from seatrial.bundle.manifest import (
     EVIDENCE,
@@ -42,6 +42,7 @@ __all__ = [
     "ModelName",
     "Normalize",
     "Pool",
+    "Sibling",
     "Tokenize",
     "Tolerance",
     "VariantName",

@@ -5,6 +5,7 @@ Names the bundle by its content digest and may be replaced at any time without c
 
 import msgspec
 
+from seatrial.bundle.manifest import EngineSpec, Hardware
 from seatrial.errors import BundleCorrupt
 from seatrial.machine import Machine
 
@@ -59,6 +60,16 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
 
 
+class Sibling(msgspec.Struct, frozen=True, kw_only=True):
+    """Another bundle of the same model version, for another target: what to serve where this one cannot run."""
+
+    target: str
+    variant: str
+    digest: str
+    engine: EngineSpec
+    hardware: Hardware | None = None
+
+
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     bundle: str
     written_at: str
@@ -69,6 +80,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     timings: tuple[Timing, ...] = ()
     size_bytes: int = 0
     budget: dict[str, float] = {}
+    siblings: tuple[Sibling, ...] = ()
 
     def encode(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=2) + b"\n"

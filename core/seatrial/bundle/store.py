@@ -19,6 +19,7 @@ from seatrial.bundle.manifest import (
     EngineSpec,
     FileEntry,
     GoldenRequest,
+    Hardware,
     Manifest,
     ModelName,
     Normalize,
@@ -118,6 +119,7 @@ class Draft:
     labels: tuple[str, ...] = ()
     preprocessing: tuple[Tokenize, ...] = ()
     postprocessing: tuple[Pool | Normalize, ...] = ()
+    hardware: Hardware | None = None
 
 
 def write_bundle(draft: Draft, store: Path) -> Bundle:
@@ -160,6 +162,7 @@ def _fill(directory: Path, draft: Draft) -> Manifest:
         preprocessing=draft.preprocessing,
         postprocessing=draft.postprocessing,
         labels=draft.labels,
+        hardware=draft.hardware,
     )
     (directory / MANIFEST).write_bytes(manifest.encode())
     return manifest

@@ -13,6 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from seatrial.bundle import Bundle
+from seatrial.engines import ENGINES
 from seatrial.files import directory_aside, put_in_place
 
 SERVICE = "service.py"
@@ -49,17 +50,18 @@ def _bentofile(bundle: Bundle) -> dict[str, object]:
             "seatrial.digest": bundle.digest.replace(":", "-"),
         },
         "include": [SERVICE, "bundle/", *(f"{package}/" for package in OUR_PACKAGES)],
-        "python": {"packages": _packages(), "lock_packages": False},
+        "python": {"packages": _packages(bundle), "lock_packages": False},
     }
 
 
-def _packages() -> list[str]:
-    """What our serving code needs, from our own metadata."""
+def _packages(bundle: Bundle) -> list[str]:
+    """What our serving code and the bundle's engine need, from our own metadata."""
     needed = set()
+    extras = {"serving", "monitoring", ENGINES[bundle.manifest.engine.name].extra}
     for line in requires("seatrial") or []:
         requirement = Requirement(line)
         marker = requirement.marker
-        wanted = marker is None or any(marker.evaluate({"extra": extra}) for extra in ("serving", "monitoring"))
+        wanted = marker is None or any(marker.evaluate({"extra": extra}) for extra in extras)
         if wanted and requirement.name != "seatrial":
             requirement.marker = None
             needed.add(str(requirement))

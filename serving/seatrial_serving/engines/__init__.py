@@ -3,11 +3,13 @@
 What is measured here is what serves: export times and scores variants through the same engines, opened the same way.
 """
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from seatrial import engines
 from seatrial.bundle import Bundle, Driver
-from seatrial.errors import EngineUnavailable, MissingExtra
+from seatrial.errors import EngineUnavailable
 from seatrial.tensors import Array, Signature
 
 TEXT, TOKENS = "text", "tokens"
@@ -26,6 +28,10 @@ class Engine(Protocol):
     @property
     def graphs(self) -> Mapping[str, Signature]:
         """Every graph that may be asked, `main` among them."""
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it computes on this process's cores, so that more threads may be worth another of its kind."""
 
     def predict(self, inputs: Mapping[str, Array], *, graph: str = "main") -> dict[str, Array]:
         """Outputs by name, in the order of the graph's signature; the arrays are the caller's to keep.
@@ -47,12 +53,9 @@ def open_engine(bundle: Bundle, *, threads: int, spinning: bool = False) -> Engi
     if manifest.driver is not Driver.ONCE:
         raise EngineUnavailable(f"{bundle.path} wants the driver '{manifest.driver}'; this version runs 'once' only")
     try:
-        opener = OPENERS[manifest.engine.name]
-    except KeyError:
-        raise EngineUnavailable(
-            f"{bundle.path} wants the engine '{manifest.engine.name}'; there are {sorted(OPENERS)}"
-        ) from None
-    engine = opener(bundle, threads, spinning)
+        engine = _open(bundle, threads, spinning)
+    except EngineUnavailable as error:
+        raise EngineUnavailable(f"{bundle.path} {error}. {_way_out(bundle)}") from error
     if not manifest.preprocessing and not manifest.postprocessing:
         return engine
     from seatrial_serving.engines.processing import Embedding
@@ -60,19 +63,43 @@ def open_engine(bundle: Bundle, *, threads: int, spinning: bool = False) -> Engi
     return Embedding(engine, bundle)
 
 
-def _onnxruntime(bundle: Bundle, threads: int, spinning: bool) -> Engine:
-    try:
-        from seatrial_serving.engines.onnxruntime import OnnxRuntime
-    except ModuleNotFoundError as missing:
-        raise MissingExtra("onnxruntime", extra="serving") from missing
-    return OnnxRuntime(
-        {name: bundle.file(file) for name, file in bundle.manifest.graphs.items()},
-        signature=bundle.manifest.signature,
-        options=bundle.manifest.engine.options,
-        threads=threads,
-        spinning=spinning,
-    )
+def _open(bundle: Bundle, threads: int, spinning: bool) -> Engine:
+    """Raises `EngineUnavailable` with what the bundle wants and what keeps it from that."""
+    wanted = bundle.manifest.engine
+    if why := engines.obstacle(wanted, bundle.manifest.hardware):
+        raise EngineUnavailable(f"wants the engine {engines.title(wanted)}: {why}")
+    return OPENERS[wanted.name](bundle, threads, spinning)
 
 
-OPENERS: Mapping[str, Callable[[Bundle, int, bool], Engine]] = {"onnxruntime": _onnxruntime}
+def _way_out(bundle: Bundle) -> str:
+    """What to do instead: the first sibling in the evidence that would run here."""
+    version = f"{bundle.manifest.model.name}/{bundle.manifest.model.version}"
+    evidence = bundle.evidence()
+    for sibling in evidence.siblings if evidence else ():
+        if engines.obstacle(sibling.engine, sibling.hardware) is None:
+            return (
+                f"The same version has the variant '{sibling.variant}' for {sibling.target}, which runs here: "
+                f"seatrial serve {version} --target {sibling.target}"
+            )
+    return f"No variant that runs here is known; build one with: seatrial export {version} --target onnx-cpu"
+
+
+def _opener(module: str, function: str = "open_bundle") -> Callable[[Bundle, int, bool], Engine]:
+    """`module` is loaded by name: what serves must reach torch in no other way."""
+
+    def load(bundle: Bundle, threads: int, spinning: bool) -> Engine:
+        found = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+        engine: Engine = found(bundle, threads, spinning)
+        return engine
+
+    return load
+
+
+OPENERS: Mapping[str, Callable[[Bundle, int, bool], Engine]] = {
+    "onnxruntime": _opener("onnxruntime"),
+    "openvino": _opener("openvino"),
+    "torch-export": _opener("torch", "open_program"),
+    "aotinductor": _opener("torch", "open_package"),
+    "tensorrt": _opener("tensorrt"),
+}
 """Engines by the name that a manifest gives them. Adding one here enrols it in the shared contract tests."""

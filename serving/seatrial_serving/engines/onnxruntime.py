@@ -1,17 +1,23 @@
-"""ONNX Runtime on the CPU.
+"""ONNX Runtime, with the execution provider that the bundle names: `cpu`, `cuda` or `tensorrt`.
 
-Threads are always explicit: left to itself, it takes the cores of the host, whatever the cgroup allows.
-Strings are handed over as `str`: from `bytes` it would silently make their repr.
+Threads are always explicit: left to itself, it takes the cores of the host, whatever the cgroup allows. So is where the
+graph runs: a session that fell back to the CPU by itself is refused. Strings are handed over as `str`: from `bytes` it
+would silently make their repr.
+
+An option of the manifest with a dot in its name is an entry of the session's configuration; one without is the provider's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from seatrial.bundle import MAIN
+from seatrial.bundle import MAIN, Bundle
+from seatrial.cuda import first_device
+from seatrial.engines import PROVIDER, PROVIDERS
 from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable, WrongInput
 from seatrial.tensors import BATCH, Array, DataType, DynamicAxis, Signature, TensorSpec
 
@@ -37,6 +43,16 @@ DATATYPES = {
 UNVERIFIED_MAX = 256
 """How large a dynamic axis of a bare ONNX file may become: nobody verified any size."""
 
+LARGE_BYTES = 16 * 2**20
+"""After a batch with inputs of more than this, and after the one that follows it, when its outputs are gone too, the arena
+gives back what it grew by: a rare one must not stay in memory."""
+GPU_SHARE = 0.4
+"""The part of a GPU's memory that one session's arena may take, unless `gpu_mem_limit` says so: two engines share it."""
+CUDA_OPTIONS = {
+    "arena_extend_strategy": "kSameAsRequested",
+    "use_tf32": "0",  # what was verified as FP32 is computed in FP32
+}
+
 Options = Mapping[str, str | int | float | bool]
 
 
@@ -49,25 +65,72 @@ class OnnxRuntime:
         options: Options,
         threads: int,
         spinning: bool = False,
+        cache: Path | None = None,
     ) -> None:
+        """`cache` is a folder for what the provider `tensorrt` builds at the first start. Raises `EngineUnavailable`."""
         self.signature = signature
         self.graphs = {MAIN: signature}
+        self.on_cpu = options.get(PROVIDER, "cpu") == "cpu"
+        providers = [] if self.on_cpu else _gpu_providers(options, signature, cache)
         self._sessions = {
-            name: _open(path, options=options, threads=threads, spinning=spinning) for name, path in graphs.items()
+            name: _open(path, options=options, threads=threads, spinning=spinning, providers=providers)
+            for name, path in graphs.items()
         }
         self._outputs = [spec.name for spec in signature.outputs]
-        self._text = frozenset(spec.name for spec in signature.inputs if spec.datatype is DataType.BYTES)
+        self._text = frozenset(
+            spec.name for spec in (*signature.inputs, *signature.outputs) if spec.datatype is DataType.BYTES
+        )
+        self._grown = False
+        self._shrinking = ort.RunOptions()
+        self._shrinking.add_run_config_entry(
+            "memory.enable_memory_arena_shrinkage", "cpu:0" if self.on_cpu else "gpu:0"
+        )
 
     def predict(self, inputs: Mapping[str, Array], *, graph: str = "main") -> dict[str, Array]:
         given = {name: _as_text(array, name) for name, array in inputs.items()} if self._text else inputs
+        large = sum([array.nbytes for array in given.values()]) > LARGE_BYTES
+        options = self._shrinking if large or self._grown else None
+        self._grown = large
+        run = self._run_on_cpu if self.on_cpu else self._run_on_gpu
         try:
-            outputs = self._sessions[graph].run(self._outputs, given)
+            outputs = run(self._sessions[graph], given, options)
         except REFUSALS as error:
             raise EngineFailed(f"ONNX Runtime refused the batch: {error}") from error
         return dict(zip(self._outputs, outputs, strict=True))
 
     def close(self) -> None:
         self._sessions.clear()
+
+    def _run_on_cpu(self, session: Any, given: Mapping[str, Array], options: Any) -> Iterable[Array]:
+        outputs: Iterable[Array] = session.run(self._outputs, given, options)
+        return outputs
+
+    def _run_on_gpu(self, session: Any, given: Mapping[str, Array], options: Any) -> Iterable[Array]:
+        """Inputs go to device memory before the run, outputs stay in it until the run is over: one copy each way."""
+        binding = session.io_binding()
+        for name, array in given.items():
+            if name in self._text:
+                binding.bind_cpu_input(name, array)
+            else:
+                on_device = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
+                binding.bind_ortvalue_input(name, on_device)
+        for name in self._outputs:
+            binding.bind_output(name, "cpu" if name in self._text else "cuda", 0)
+        session.run_with_iobinding(binding, options)
+        outputs: Iterable[Array] = binding.copy_outputs_to_cpu()
+        return outputs
+
+
+def open_bundle(bundle: Bundle, threads: int, spinning: bool) -> OnnxRuntime:
+    manifest = bundle.manifest
+    return OnnxRuntime(
+        {name: bundle.file(file) for name, file in manifest.graphs.items()},
+        signature=manifest.signature,
+        options=manifest.engine.options,
+        threads=threads,
+        spinning=spinning,
+        cache=bundle.path.with_name(f".built-{bundle.path.name}"),
+    )
 
 
 def read_signature(path: Path) -> Signature:
@@ -101,7 +164,48 @@ def _spec(value: ort.NodeArg) -> TensorSpec:
     return TensorSpec(name=value.name, datatype=DATATYPES[value.type], shape=shape)
 
 
-def _open(path: Path, *, options: Options, threads: int, spinning: bool = False) -> ort.InferenceSession:
+def _gpu_providers(options: Options, signature: Signature, cache: Path | None) -> list[tuple[str, dict[str, str]]]:
+    """What is asked to run each node, in this order, with its options; the CPU takes what none of them can."""
+    device = first_device()
+    given = {name: str(value) for name, value in options.items() if "." not in name and name != PROVIDER}
+    limit = {"gpu_mem_limit": str(int(GPU_SHARE * device.memory_bytes))}
+    cuda = CUDA_OPTIONS | limit | {name: value for name, value in given.items() if not name.startswith("trt_")}
+    if options[PROVIDER] == "cuda":
+        return [(PROVIDERS["cuda"], cuda)]
+    tensorrt = _profile(signature) | {name: value for name, value in given.items() if name.startswith("trt_")}
+    if cache is not None:  # building takes minutes, and what is built is bound to the device and the library
+        place = cache / f"{device.fingerprint.replace('/', '-')}-onnxruntime-{ort.__version__}"
+        tensorrt |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(place)}
+    return [(PROVIDERS["tensorrt"], tensorrt), (PROVIDERS["cuda"], cuda)]
+
+
+def _profile(signature: Signature) -> dict[str, str]:
+    """The sizes that were verified, said beforehand: TensorRT would build anew for each one that it meets."""
+    if not signature.dynamic_axes:
+        return {}
+
+    def shapes(end: str) -> str:
+        sizes = {(name, i): getattr(axis, end) for axis in signature.dynamic_axes for name, i in axis.at.items()}
+        return ",".join(
+            f"{spec.name}:{'x'.join(str(sizes.get((spec.name, i), size)) for i, size in enumerate(spec.shape))}"
+            for spec in signature.inputs
+        )
+
+    return {
+        "trt_profile_min_shapes": shapes("min"),
+        "trt_profile_opt_shapes": shapes("max"),
+        "trt_profile_max_shapes": shapes("max"),
+    }
+
+
+def _open(
+    path: Path,
+    *,
+    options: Options,
+    threads: int,
+    spinning: bool = False,
+    providers: list[tuple[str, dict[str, str]]] | None = None,
+) -> ort.InferenceSession:
     session_options = ort.SessionOptions()
     session_options.intra_op_num_threads = threads
     session_options.inter_op_num_threads = 1
@@ -109,11 +213,19 @@ def _open(path: Path, *, options: Options, threads: int, spinning: bool = False)
     session_options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     session_options.add_session_config_entry("session.force_spinning_stop", "1")  # at the end of each run
     for name, value in options.items():
-        session_options.add_session_config_entry(name, str(value))
+        if "." in name:
+            session_options.add_session_config_entry(name, str(value))
+    asked = [*(providers or []), (PROVIDERS["cpu"], {})]
     try:
-        return ort.InferenceSession(path, session_options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(path, session_options, providers=asked, enable_fallback=0)
     except REFUSALS as error:
         raise BundleCorrupt(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
+    if (wanted := asked[0][0]) not in (found := session.get_providers()):
+        raise EngineUnavailable(
+            f"wants the {wanted}, and ONNX Runtime {ort.__version__} could not load it and took {', '.join(found)}; "
+            "what its libraries miss is in the log: most often CUDA or cuDNN of the versions that it was built with"
+        )
+    return session
 
 
 def _as_text(array: Array, name: str) -> Array:

@@ -40,7 +40,7 @@ class Embedding:
             self.graphs = {MAIN: engine.signature, **_graphs(engine.signature, tokenize, pool, padding=self._padding)}
         except (KeyError, ValueError) as error:
             raise BundleCorrupt(f"the processing of {bundle.path} does not fit its signature: {error}") from error
-        self.signature = engine.signature
+        self.signature, self.on_cpu = engine.signature, engine.on_cpu
         self._engine = engine
         self._vocabulary = self._tokenizer.get_vocab_size()
         self._least = self.graphs[TOKENS].dynamic_axes[1].min

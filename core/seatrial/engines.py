@@ -1,0 +1,113 @@
+"""The engines that there are, and what keeps this machine from running one. Loads none of them.
+
+What an engine is named in a manifest, what brings it, and which hardware its files are bound to: `doctor` shows it, the
+server asks it before it opens a bundle, export before it builds one.
+"""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from seatrial.bundle.manifest import EngineSpec, Hardware
+from seatrial.cuda import NoDevice, first_device
+from seatrial.machine import this_machine
+
+PROVIDER = "provider"
+"""The option of the engine `onnxruntime` that says which execution provider runs the graph."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """`package` is the Python package that it runs in, `extra` the extra that brings it."""
+
+    package: str
+    extra: str
+    gpu: bool = False
+
+
+ENGINES: Mapping[str, Kind] = {
+    "onnxruntime": Kind(package="onnxruntime", extra="serving"),
+    "openvino": Kind(package="openvino", extra="openvino"),
+    "torch-export": Kind(package="torch", extra="torch"),
+    "aotinductor": Kind(package="torch", extra="torch"),
+    "tensorrt": Kind(package="tensorrt", extra="tensorrt", gpu=True),
+}
+
+PROVIDERS: Mapping[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+"""ONNX Runtime's names for its execution providers."""
+
+
+def title(engine: EngineSpec) -> str:
+    provider = engine.options.get(PROVIDER, "cpu")
+    return engine.name if provider == "cpu" else f"{engine.name} with the provider '{provider}'"
+
+
+def obstacle(engine: EngineSpec, hardware: Hardware | None = None) -> str | None:
+    """Why this machine or installation cannot run `engine` on files bound to `hardware`, in one clause; None if it can."""
+    kind = ENGINES.get(engine.name)
+    if kind is None:
+        return f"there is no engine of that name; there are {', '.join(ENGINES)}"
+    provider = str(engine.options.get(PROVIDER, "cpu"))
+    if provider not in PROVIDERS:
+        return f"there is no such provider; there are {', '.join(PROVIDERS)}"
+    if kind.gpu or provider != "cpu":
+        try:
+            first_device()
+        except NoDevice as why:
+            return str(why)
+    if find_spec(kind.package) is None:
+        return f"the Python package '{kind.package}' is not installed; pip install 'seatrial[{kind.extra}]' brings it"
+    return _missing_provider(provider) or _misfit(engine, hardware)
+
+
+def fingerprint(engine: str) -> Hardware:
+    """What machine code that `engine` builds here would be bound to. Raises `NoDevice` for a GPU's where there is none."""
+    kind = ENGINES[engine]
+    if kind.gpu:
+        return Hardware(device=first_device().fingerprint, library=f"{kind.package} {installed(engine)}")
+    features = this_machine().features
+    release = ".".join(installed(engine).split(".")[:2])
+    return Hardware(device=" ".join((platform.machine(), *features)), library=f"{kind.package} {release}")
+
+
+def installed(engine: str) -> str:
+    """The version of what runs it, under whichever name it was distributed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    package = ENGINES[engine].package
+    for name in (package, f"{package}-gpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "of unknown version"
+
+
+def _missing_provider(provider: str) -> str | None:
+    """Asked of the files: importing ONNX Runtime to be told the same takes a second."""
+    spec = find_spec("onnxruntime")
+    if provider == "cpu" or spec is None or spec.origin is None:
+        return None
+    library = Path(spec.origin).parent / "capi" / f"libonnxruntime_providers_{provider}.so"
+    if library.exists():
+        return None
+    return f"the installed onnxruntime has no {PROVIDERS[provider]}; pip install 'onnxruntime-gpu' in its place has it"
+
+
+def _misfit(engine: EngineSpec, hardware: Hardware | None) -> str | None:
+    """Of a CPU every feature that the files were built with must be here; it may have more."""
+    if hardware is None:
+        return None
+    here = fingerprint(engine.name)
+    lacking = [word for word in hardware.device.split() if word not in here.device.split()]
+    if lacking:
+        return f"its files were built for '{hardware.device}', and this machine is '{here.device}'"
+    if hardware.library != here.library:
+        return f"its files were built by {hardware.library}, and {here.library} is installed here"
+    return None

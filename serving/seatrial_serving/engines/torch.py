@@ -1,0 +1,110 @@
+"""What torch runs: a `torch.export` program as it is, or the machine code that AOTInductor made of one.
+
+The only module of serving that imports torch; loaded by name, where a bundle wants one of the two. torch counts its threads
+for the whole process, so each engine says its own number before each call: one process may hold an engine with its share of
+the cores and another with all of them, and asks one at a time.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch.utils import _pytree as pytree
+
+from seatrial.bundle import MAIN, Bundle
+from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable
+from seatrial.tensors import Array, DataType, Signature
+from seatrial_serving.engines.pt2 import check_package, check_program
+
+REFUSALS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
+
+Ask: TypeAlias = Callable[[list[torch.Tensor]], list[torch.Tensor]]
+"""Tensors in the order of the signature, both ways; the list that was given may come back empty."""
+
+
+class TorchEngine:
+    on_cpu = True
+
+    def __init__(self, graphs: Mapping[str, Ask], *, signature: Signature, threads: int) -> None:
+        self.signature = signature
+        self.graphs = {MAIN: signature}
+        self._ask, self._threads = dict(graphs), threads
+
+    def predict(self, inputs: Mapping[str, Array], *, graph: str = "main") -> dict[str, Array]:
+        given = [_tensor(inputs[spec.name], spec.datatype) for spec in self.signature.inputs]
+        lent = {tensor.untyped_storage().data_ptr() for tensor in given}
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        try:
+            with torch.inference_mode():
+                answer = self._ask[graph](given)
+        except REFUSALS as error:
+            raise EngineFailed(f"torch refused the batch: {error}") from error
+        return {spec.name: _array(tensor, lent) for spec, tensor in zip(self.signature.outputs, answer, strict=True)}
+
+    def close(self) -> None:
+        self._ask.clear()
+
+
+def open_program(bundle: Bundle, threads: int, spinning: bool) -> TorchEngine:  # noqa: ARG001 - OpenMP decides how to wait
+    return _open(bundle, _program, threads=threads)
+
+
+def open_package(bundle: Bundle, threads: int, spinning: bool) -> TorchEngine:  # noqa: ARG001
+    return _open(bundle, _package, threads=threads)
+
+
+def _open(bundle: Bundle, load: Callable[[Path], Ask], *, threads: int) -> TorchEngine:
+    signature = bundle.manifest.signature
+    for spec in (*signature.inputs, *signature.outputs):
+        if spec.datatype is DataType.BYTES:
+            raise EngineUnavailable(f"wants torch for '{spec.name}', and torch has no tensors of text")
+    graphs = {}
+    for name, file in bundle.manifest.graphs.items():
+        path = bundle.file(file)
+        try:
+            graphs[name] = load(path)
+        except REFUSALS as error:
+            raise BundleCorrupt(f"torch {torch.__version__} cannot load {path}: {error}") from error
+    return TorchEngine(graphs, signature=signature, threads=threads)
+
+
+def _program(path: Path) -> Ask:
+    check_program(path)
+    program = torch.export.load(path)
+    structure = program.call_spec.in_spec
+    assert structure is not None, "a program without the structure of its inputs: this is a bug"
+    return partial(_ask_program, program.module(), structure)
+
+
+def _ask_program(module: Any, structure: pytree.TreeSpec, given: list[torch.Tensor]) -> list[torch.Tensor]:
+    args, kwargs = pytree.tree_unflatten(given, structure)
+    answer: list[torch.Tensor] = pytree.tree_leaves(module(*args, **kwargs))
+    return answer
+
+
+def _package(path: Path) -> Ask:
+    """Its shared library is unpacked below the temporary folder for as long as it is loaded."""
+    from torch._inductor import aoti_load_package
+
+    check_package(path)
+    ask: Ask = aoti_load_package(str(path)).loader.boxed_run
+    return ask
+
+
+def _tensor(array: Array, datatype: DataType) -> torch.Tensor:
+    """Without a copy where the array may be written to, as torch demands, and its items lie in a row."""
+    plain = array if array.flags.writeable and array.flags.c_contiguous else array.copy()
+    tensor = torch.from_numpy(plain)
+    return tensor.view(torch.bfloat16) if datatype is DataType.BF16 else tensor
+
+
+def _array(tensor: torch.Tensor, lent: set[int]) -> Array:
+    """The caller's to keep, hence a copy where the model handed an input through."""
+    plain = tensor.contiguous()
+    if plain.untyped_storage().data_ptr() in lent:
+        plain = plain.clone()
+    array: Array = (plain.view(torch.uint16) if plain.dtype is torch.bfloat16 else plain).numpy()
+    return array

@@ -1,0 +1,133 @@
+"""Two models, in the form that each engine reads: the linear one, and one with enough to multiply that threads show."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from seatrial.bundle import Bundle, Draft, EngineSpec, Hardware, ModelName, VariantName, write_bundle
+from seatrial.engines import ENGINES, fingerprint, obstacle
+from seatrial.tensors import DataType, DynamicAxis, Signature, TensorSpec
+from seatrial_export import child, package
+from seatrial_export.child import Limits
+from tests.serving.models import BIAS, SIGNATURE, WEIGHTS, LinearBundle, linear_onnx, save
+from tests.tools import absent
+
+LIMITS = Limits(time_s=240, memory_bytes=4 * 2**30, threads=1)
+COMPILED = {"torch-export": False, "aotinductor": True}
+SIZE, LAYERS = 512, 4
+HEAVY = Signature(
+    inputs=(TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, SIZE)),),
+    outputs=(TensorSpec(name="y", datatype=DataType.FP32, shape=(-1, SIZE)),),
+    dynamic_axes=(DynamicAxis(name="batch", at={"x": 0, "y": 0}, max=SIZE),),
+)
+
+
+def linear_bundle(engine: str, folder: Path) -> Bundle:
+    """Skips the test where there is no GPU for `engine`."""
+    model: Path | None = None
+    hardware: Hardware | None = None
+    if why := obstacle(EngineSpec(name=engine)):
+        (pytest.skip if ENGINES[engine].gpu else absent)(why)
+    if engine in COMPILED:
+        model = packaged(linear_program(folder / "linear.pt2"), folder, compiled=COMPILED[engine])
+        hardware = fingerprint(engine) if COMPILED[engine] else None
+    elif engine == "tensorrt":
+        model, hardware = plan(linear_onnx(folder / "linear.onnx"), folder), fingerprint(engine)
+    return LinearBundle(engine=EngineSpec(name=engine), model=model, hardware=hardware).write(folder / "bundles")
+
+
+def linear_program(path: Path) -> Path:
+    """As torch saves it: with its example inputs."""
+    import torch
+
+    from seatrial_models.program import to_program
+
+    class Linear(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = torch.nn.Parameter(torch.from_numpy(WEIGHTS.copy()))
+            self.bias = torch.nn.Parameter(torch.from_numpy(BIAS.copy()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weights + self.bias
+
+    torch.export.save(to_program(Linear().eval(), {"x": torch.ones(3, 4)}, SIGNATURE), path)
+    return path
+
+
+def heavy_program(path: Path) -> Path:
+    import torch
+
+    from seatrial_models.program import to_program
+
+    class Heavy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = torch.nn.Parameter(torch.eye(SIZE).repeat(LAYERS, 1, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in range(LAYERS):
+                x = x @ self.weights[layer]
+            return x
+
+    torch.export.save(to_program(Heavy().eval(), {"x": torch.ones(3, SIZE)}, HEAVY), path)
+    return path
+
+
+def heavy_bundle(engine: str, folder: Path) -> Bundle:
+    """Without golden requests: it is not proved, only timed."""
+    folder.mkdir(exist_ok=True)
+    model = (
+        packaged(heavy_program(folder / "heavy.pt2"), folder, compiled=COMPILED[engine])
+        if engine in COMPILED
+        else heavy_onnx(folder / "heavy.onnx")
+    )
+    draft = Draft(
+        model=ModelName(name="heavy", version="1"),
+        variant=VariantName(name="fp32", target="any", precision="fp32"),
+        signature=HEAVY,
+        engine=EngineSpec(name=engine),
+        graphs={"main": model.name},
+        files={model.name: model},
+        golden=(),
+        source_bounds={},
+        rerun_bounds={},
+    )
+    return write_bundle(draft, folder / "bundles")
+
+
+def packaged(program: Path, folder: Path, *, compiled: bool) -> Path:
+    place = folder / f"package-{compiled}"
+    job = package.Job(program=str(program), compiled=compiled)
+    child.run("seatrial_export.package", job, folder=place, answer=package.Packaged, limits=LIMITS)
+    return place / package.MODEL
+
+
+def heavy_onnx(path: Path) -> Path:
+    names = ["x", *(f"h{i}" for i in range(1, LAYERS)), "y"]
+    return save(
+        path,
+        [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(LAYERS)],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", SIZE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", SIZE])],
+        constants={f"w{i}": np.eye(SIZE, dtype=np.float32) for i in range(LAYERS)},
+    )
+
+
+def plan(onnx: Path, folder: Path) -> Path:
+    """A TensorRT plan of `onnx`, for the batches of the linear model's signature."""
+    import tensorrt as trt
+
+    [axis] = SIGNATURE.dynamic_axes
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    assert trt.OnnxParser(network, logger).parse(onnx.read_bytes())
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    profile.set_shape("x", (axis.min, 4), (axis.max, 4), (axis.max, 4))
+    config.add_optimization_profile(profile)
+    path = folder / "model.plan"
+    path.write_bytes(builder.build_serialized_network(network, config))
+    return path
