@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+import numpy as np
+
 from seatrial.protocol import Tensor
 from seatrial.tensors import Array
 from seatrial_serving.workers import Outputs
@@ -28,7 +30,7 @@ def fingerprint(digest: str, graph: str, inputs: Sequence[Tensor]) -> bytes:
                 state.update(len(element).to_bytes(8, "little"))
                 state.update(element)
         else:
-            state.update(array if array.flags.c_contiguous else array.tobytes())
+            state.update(np.ascontiguousarray(array).data)
     return state.digest()
 
 

@@ -1,3 +1,4 @@
+import json
 import struct
 from contextlib import suppress
 from typing import Any
@@ -90,7 +91,7 @@ def one(data: Any, *, datatype: str = "FP32", shape: list[int] | None = None, **
         tensor["data"] = data
     if parameters:
         tensor["parameters"] = parameters
-    return orjson.dumps({"inputs": [tensor]})
+    return json.dumps({"inputs": [tensor]}).encode()  # orjson writes no number beyond 64 bits
 
 
 @pytest.mark.parametrize("data", [[1, 2, 3, 4], [[1, 2], [3, 4]], [[1.0, 2.0], [3.0, 4.0]]])

@@ -26,6 +26,7 @@ from seatrial.settings import Doors, Serving
 from seatrial_monitoring.metrics import ServingMetrics
 from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.doors import openapi
+from seatrial_serving.doors.http import EVERY_ACT
 from seatrial_serving.doors.rest import build
 from tests.servers import Server, serving
 from tests.serving.models import EncoderBundle, LinearBundle, echo_onnx, everything_onnx, gather_onnx, pair_onnx
@@ -103,7 +104,7 @@ def test_it_is_openapi(document: Any) -> None:
 def test_every_path_of_every_door_is_in_it(document: Any) -> None:
     doors = Doors(model="linear", predict_route="/vertex/predict", health_route="/vertex/health")
     plane = DataPlane(Serving(doors=doors), ServingMetrics(CollectorRegistry(), 0.1))
-    routes = get_openapi(title="", version="", routes=build(plane).routes)["paths"]
+    routes = get_openapi(title="", version="", routes=build(plane, EVERY_ACT).routes)["paths"]
     assert len(routes) > 35
     described = {(path, method) for path, method, _ in operations(document)}
     missing = {
@@ -241,7 +242,7 @@ async def test_aliases_have_paths_of_their_own() -> None:
     async with generation(ScriptedEngine) as served:
         served.identity = replace(IDENTITY, alias="champion")
         plane.install(served, default=True)
-        app = build(plane)
+        app = build(plane, EVERY_ACT)
         paths = openapi.document(plane.addresses(), {openapi.V2: app.routes}, Doors())["paths"]
     infer = {path for path in paths if path.endswith("/infer")}
     assert infer == {f"/v2/models/linear{way}/infer" for way in ("", "/versions/1", "/aliases/champion")}

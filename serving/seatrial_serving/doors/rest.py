@@ -69,8 +69,11 @@ def build(plane: DataPlane, acts: frozenset[Act]) -> FastAPI:
         asked = await _read(request, plane, _Index)
         return [asdict(each) for each in plane.index(ready=asked.ready)]
 
+    own = list(app.routes)
     if Act.MANAGE in acts:
-        app.include_router(_management(plane))
+        management = _management(plane)
+        own += management.routes
+        app.include_router(management)
     if Act.INFER in acts:
         routers = {
             openapi.MLFLOW: mlflow.router(plane),
@@ -78,7 +81,7 @@ def build(plane: DataPlane, acts: frozenset[Act]) -> FastAPI:
             openapi.TORCHSERVE: torchserve.router(plane),
             openapi.OPENAI: openai.router(plane),
         }
-        routes = {openapi.V2: list(app.routes), **{door: router.routes for door, router in routers.items()}}
+        routes = {openapi.V2: own, **{door: router.routes for door, router in routers.items()}}
         for router in (*routers.values(), openapi.router(plane, routes)):
             app.include_router(router)
     return app

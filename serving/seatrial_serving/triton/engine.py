@@ -59,6 +59,8 @@ def open_model(place: Path, *, digest: str, threads: int, spinning: bool) -> Eng
 class Reshaped:
     """ONNX Runtime, asked in outer shapes."""
 
+    on_cpu = True
+
     def __init__(
         self,
         path: Path,
