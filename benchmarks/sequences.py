@@ -58,6 +58,8 @@ PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--json"
 OURS, TEXTS, FIRST_COME, ALL_PADDED = "by tokens", "as texts, /v1/embeddings", "first come", "all padded"
 PROMISED = {ALL_PADDED: 1.5, FIRST_COME: 1.15}
 OF_RAW = 0.9
+CHOICE = "_with_its_like"
+"""How a queue chooses who shares a batch with its first."""
 SCRIPT = """
 local index, requests, next = {{}}, {{}}, 0
 for line in io.lines("{folder}/index") do
@@ -328,7 +330,7 @@ def serve_first_come(arguments: Sequence[str]) -> None:
         self._remove(batch)
         return batch
 
-    setattr(Queue, Queue._with_its_like.__name__, with_the_next)
+    setattr(Queue, CHOICE, with_the_next)
     shell(["serve", *arguments])
 
 

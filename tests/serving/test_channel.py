@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
 from seatrial.errors import EngineFailed, MalformedRequest
-from seatrial.tensors import Array, DataType
+from seatrial.tensors import DataType
 from seatrial_serving import channel
 from seatrial_serving.channel import Laid, Part, Slot
 from seatrial_serving.padding import Pad, together

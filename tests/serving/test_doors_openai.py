@@ -62,7 +62,9 @@ def test_base64_is_the_floats_own_bytes(server: Server) -> None:
 
 
 def test_more_texts_than_a_batch_may_have_are_answered_in_their_order(client: openai.OpenAI) -> None:
-    texts = [" ".join(VOCABULARY[4 + number % 8] for number in range(start, start + 1 + start % 6)) for start in range(150)]
+    texts = [
+        " ".join(VOCABULARY[4 + number % 8] for number in range(start, start + 1 + start % 6)) for start in range(150)
+    ]
     answer = client.embeddings.create(model="encoder", input=texts)
     assert np.allclose(vectors(answer), [embedding(text) for text in texts], atol=1e-6)
     assert answer.usage.total_tokens == sum(len(token_ids(text)) for text in texts)

@@ -1,8 +1,8 @@
 """OpenAI's embeddings and list of models, for bundles that say how they make texts or token ids into embeddings.
 
 Source: OpenAI's API reference, "Embeddings" and "Models"; the `openai` client is the test. More inputs than a batch may
-have go through as several batches, one after the other, the shortest first. `dimensions` may only be what the model has: a shorter embedding
-would be another model's.
+have go through as several batches, one after the other, the shortest first. `dimensions` may only be what the model has: a
+shorter embedding would be another model's.
 """
 
 import base64

@@ -102,7 +102,10 @@ def _mean(states: Array, mask: Array) -> Array:
 
 
 def _graphs(main: Signature, tokenize: Tokenize, pool: Pool, *, padding: int) -> dict[str, Signature]:
-    """`padding` is the id that fills the end of a short row. Raises `KeyError` or `ValueError` where the transforms do not fit `main`."""
+    """`padding` is the id that fills the end of a short row.
+
+    Raises `KeyError` or `ValueError` where the transforms do not fit `main`.
+    """
     inputs = {spec.name: spec for spec in main.inputs}
     ids, mask = inputs[tokenize.ids], inputs[tokenize.mask]
     states = {spec.name: spec for spec in main.outputs}[pool.output]

@@ -65,12 +65,12 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(2))
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x_BTD = self.tokens(ids) + self.positions[: ids.shape[1]]
-        bias_B11T = torch.where(mask, 0.0, UNSEEN)[:, None, None, :]
+        states = self.tokens(ids) + self.positions[: ids.shape[1]]
+        bias = torch.where(mask, 0.0, UNSEEN)[:, None, None, :]
         for layer in self.layers:
-            x_BTD = layer(x_BTD, bias_B11T)
-        weight_BT1 = mask[..., None].to(x_BTD.dtype)
-        return x_BTD, (x_BTD * weight_BT1).sum(1) / weight_BT1.sum(1)
+            states = layer(states, bias)
+        weight = mask[..., None].to(states.dtype)
+        return states, (states * weight).sum(1) / weight.sum(1)
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +311,10 @@ async def test_texts_and_token_ids_in_mixed_company_are_embedded_as_if_alone(tmp
         ids = [np.array([[2, *[4] * number, 3]]) for number in range(1, 5)]
         tokens = [
             InferRequest(
-                (Tensor("input_ids", DataType.INT64, each), Tensor("attention_mask", DataType.INT64, np.ones_like(each)))
+                (
+                    Tensor("input_ids", DataType.INT64, each),
+                    Tensor("attention_mask", DataType.INT64, np.ones_like(each)),
+                )
             )
             for each in ids
         ]
