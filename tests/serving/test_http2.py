@@ -115,8 +115,7 @@ async def running(*, silent: bool = False) -> AsyncIterator[Running]:
     connections: list[Connection[Headers]] = []
 
     def connect() -> Connection[Headers]:
-        connections.append(Connection(service, LIMITS, connections.remove))
-        return connections[-1]
+        return Connection(service, LIMITS, made=connections.append, lost=connections.remove)
 
     listener = listen("127.0.0.1", 0)
     server = await asyncio.get_running_loop().create_server(connect, sock=listener)

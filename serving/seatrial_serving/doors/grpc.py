@@ -111,9 +111,7 @@ class GrpcServer:
             connection.abort()
 
     def _connect(self) -> Connection[Head]:
-        connection = Connection(self._calls, self._limits, self._lost)
-        self._connections.add(connection)
-        return connection
+        return Connection(self._calls, self._limits, made=self._connections.add, lost=self._lost)
 
     def _lost(self, connection: Connection[Head]) -> None:
         self._connections.discard(connection)

@@ -209,10 +209,18 @@ class Stream(Generic[H]):
 
 
 class Connection(asyncio.Protocol, Generic[H]):
-    """One client's connection. `lost` is called when it is gone."""
+    """One client's connection. `made` is called when it is there, which over TLS is after the handshake if it succeeds, and
+    then `lost` when it is gone."""
 
-    def __init__(self, service: Service[H], limits: Limits, lost: "Callable[[Connection[H]], None]") -> None:
-        self._service, self._limits, self._lost = service, limits, lost
+    def __init__(
+        self,
+        service: Service[H],
+        limits: Limits,
+        *,
+        made: "Callable[[Connection[H]], None]",
+        lost: "Callable[[Connection[H]], None]",
+    ) -> None:
+        self._service, self._limits, self._made, self._lost = service, limits, made, lost
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self.subjects: tuple[str, ...] = ()
@@ -254,6 +262,7 @@ class Connection(asyncio.Protocol, Generic[H]):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # that of a TCP server
         self._transport = transport
+        self._made(self)
         self.subjects = subjects(transport)
         settings = {
             MAX_CONCURRENT_STREAMS: MOST_STREAMS,
