@@ -152,7 +152,9 @@ async def test_short_batches_are_sent_ahead_and_long_ones_kept_back() -> None:
 
 async def test_where_requests_share_no_batch_none_waits_for_company() -> None:
     engine = ScriptedEngine()
-    async with generation(lambda: engine, serving=Serving(batching=Batching(together=False, max_delay_ms=60_000))) as on:
+    async with generation(
+        lambda: engine, serving=Serving(batching=Batching(together=False, max_delay_ms=60_000))
+    ) as on:
         waiting = [ask(on, [[n, 0, 0, 0]] * 2) for n in range(3)]
         await asyncio.wait_for(asyncio.gather(*map(answer, waiting)), 5)
         assert engine.sizes == [2, 2, 2]

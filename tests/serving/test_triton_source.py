@@ -182,7 +182,10 @@ def test_both_tell_the_same_configuration(clients: tuple[Client, Client], name: 
 
 def test_both_list_the_same_models(ours: Server, real: tuple[str, str]) -> None:
     listed = [
-        sorted((each["name"], each["version"], each["state"]) for each in httpx.post(f"http://{address}/v2/repository/index").json())
+        sorted(
+            (each["name"], each["version"], each["state"])
+            for each in httpx.post(f"http://{address}/v2/repository/index").json()
+        )
         for address in (ours.http, real[0])
     ]
     assert listed[0] == listed[1]

@@ -65,8 +65,8 @@ class TritonPythonModel:
         given = {name: self.text(array) if array.dtype == object else array for name, array in given.items()}
         names = [each["name"] for each in self.config["output"]]
         answers = self.session.run(names, given)
-        tensors = [triton.Tensor(name, self.bytes(array) if array.dtype == object else array) for name, array in zip(names, answers)]
-        return triton.InferenceResponse(tensors)
+        answers = [self.bytes(array) if array.dtype == object else array for array in answers]
+        return triton.InferenceResponse([triton.Tensor(name, array) for name, array in zip(names, answers)])
 
     @staticmethod
     def text(array):
@@ -100,24 +100,25 @@ def model(repository: Path, name: str, config: str | None, **versions: Path) -> 
 
 
 def write_repository(to: Path) -> Path:
-    """Models of many kinds; what each is for, its name says. `scale` of `linear` is its version."""
+    """Models of many kinds; what each is for, its name says. The linear ones multiply by their version."""
     files = to.parent / "onnx"
     files.mkdir(parents=True)
-    scaled = {number: linear_onnx(files / f"{number}.onnx", scale=number) for number in (1, 2, 10)}
-    three = {f"v{number}": path for number, path in scaled.items()}
+    one, two, ten = (linear_onnx(files / f"{scale}.onnx", scale=scale) for scale in (1, 2, 10))
+    linear = 'backend: "onnxruntime" max_batch_size: 8' + LINEAR % ""
+    onnx = 'backend: "onnxruntime"'
     batching = "max_batch_size: 8 dynamic_batching { preferred_batch_size: [4] max_queue_delay_microseconds: 100 }"
-    onnxruntime = 'backend: "onnxruntime"'
-    labelled = model(to, "labelled", f'platform: "onnxruntime_onnx" {batching}' + LINEAR % 'label_filename: "names.txt"', v1=scaled[1])
+    labels = LINEAR % 'label_filename: "names.txt"'
+
+    model(to, "plain", None, v1=two)
+    model(to, "latest", linear, v1=one, v2=two, v10=ten)
+    model(to, "all", f"{linear} version_policy {{ all {{}} }}", v1=one, v2=two, v10=ten)
+    model(to, "specific", f"{linear} version_policy {{ specific {{ versions: [1, 2] }} }}", v1=one, v2=two, v10=ten)
+    labelled = model(to, "labelled", f'platform: "onnxruntime_onnx" {batching} {labels}', v1=one)
     (labelled / "names.txt").write_text("cat\ndog\nship\n")
-    model(to, "plain", None, v1=scaled[2])
-    model(to, "latest", f"{onnxruntime} max_batch_size: 8 " + LINEAR % "", **three)
-    model(to, "all", f"{onnxruntime} max_batch_size: 8 version_policy {{ all {{}} }}" + LINEAR % "", **three)
-    specific = "version_policy { specific { versions: [1, 2] } }"
-    model(to, "specific", f"{onnxruntime} max_batch_size: 8 {specific}" + LINEAR % "", **three)
-    model(to, "text", f'{onnxruntime} max_batch_size: 4 {TEXT}', v1=shout_onnx(files / "text.onnx"))
-    model(to, "reshaped", f"{onnxruntime} max_batch_size: 4 {RESHAPED}", v1=row_onnx(files / "row.onnx"))
-    model(to, "unbatched", f"{onnxruntime} {UNBATCHED}", v1=scaled[1])
-    model(to, "cnn", f"{onnxruntime} {batching} {CNN}", v1=cnn_onnx(files / "cnn.onnx"))
+    model(to, "text", f"{onnx} max_batch_size: 4 {TEXT}", v1=shout_onnx(files / "text.onnx"))
+    model(to, "reshaped", f"{onnx} max_batch_size: 4 {RESHAPED}", v1=row_onnx(files / "row.onnx"))
+    model(to, "unbatched", f"{onnx} {UNBATCHED}", v1=one)
+    model(to, "cnn", f"{onnx} {batching} {CNN}", v1=cnn_onnx(files / "cnn.onnx"))
     return to
 
 
