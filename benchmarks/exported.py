@@ -5,6 +5,7 @@ PACKAGES is the folder that MiniLM's weights and the transformers library were i
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,4 +52,5 @@ def _export(
 
 
 if __name__ == "__main__":
-    {"resnet18": resnet18, "minilm": minilm}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
+    makers: dict[str, Callable[..., None]] = {"resnet18": resnet18, "minilm": minilm}
+    makers[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

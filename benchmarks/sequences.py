@@ -128,7 +128,7 @@ def write_minilm(onnx: Path, tokenizer: Path, store: Path) -> Path:
     """A bundle of MiniLM that says how its inputs are padded, and how texts become embeddings."""
     read = read_signature(onnx)
     [axis] = [axis for axis in read.dynamic_axes if axis.at.get(IDS) == 1]
-    zeros = {spec.name: 0 for spec in read.inputs}
+    zeros: dict[str, int | float] = {spec.name: 0 for spec in read.inputs}
     bundle = write_bundle(
         Draft(
             model=ModelName(name="minilm", version="1"),

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, TypeAlias
+from typing import IO, TypeAlias
 
 import psutil
 
@@ -38,7 +38,7 @@ class Running:
     addresses: Addresses
     ready_s: float
     process: subprocess.Popen[bytes]
-    out: BinaryIO
+    out: IO[bytes]
 
     @property
     def processes(self) -> list[psutil.Process]:
@@ -106,11 +106,11 @@ def launched(
             time.sleep(LOOK_EVERY_S)
         yield Running(addresses=addresses, ready_s=time.perf_counter() - began, process=process, out=out.file)
         if process.poll() is not None:
-            words = _said(errors).decode(errors="replace")
-            print(f"{' '.join(command)} ended by itself with {process.returncode}:\n{words}", file=sys.stderr)
+            last = _said(errors).decode(errors="replace")
+            print(f"{' '.join(command)} ended by itself with {process.returncode}:\n{last}", file=sys.stderr)
 
 
-def _said(errors: BinaryIO) -> bytes:
+def _said(errors: IO[bytes]) -> bytes:
     errors.seek(0)
     return errors.read()[-3000:]
 

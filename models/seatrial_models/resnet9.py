@@ -65,7 +65,7 @@ class Halving(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
         self.normalization = nn.BatchNorm2d(width)
-        self.normalization.weight.requires_grad_(requires_grad=False)
+        self.normalization.weight.requires_grad_(False)
         self.activation = nn.ReLU(inplace=True)
         self.pool = nn.MaxPool2d(2)
 

@@ -35,7 +35,8 @@ class Authority:
             self._begun(_name(name), key.public_key())
             .add_extension(x509.SubjectAlternativeName([*alternative, *here]), critical=False)
             .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
             )
         )
         path = self._folder / f"{name}.key"

@@ -1,14 +1,16 @@
 """Who may do what: a real server that asks, keys made as operators make them, and the clients that present them."""
 
+import hmac
 import json
 import os
 import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -26,7 +28,7 @@ from seatrial.errors import InvalidSettings, QuotaExceeded, Unauthenticated
 from seatrial.settings import Access, Quota, Serving, load_settings
 from seatrial_monitoring.metrics import ServingMetrics
 from seatrial_monitoring.series import Protocol
-from seatrial_serving.access import grants, keys
+from seatrial_serving.access import grants
 from seatrial_serving.access.cli import keys as keys_command
 from seatrial_serving.access.guard import Guard, credential
 from seatrial_serving.access.quotas import Allowance
@@ -107,13 +109,17 @@ def test_over_grpc_nobody_is_let_in_either_but_for_health(server: Server) -> Non
     with triton_grpc.InferenceServerClient(server.grpc) as client:
         assert client.is_server_live()
         assert client.is_server_ready()
-        for refused in (lambda: client.infer("linear", inputs()), client.get_server_metadata, client.get_model_repository_index):
+        for refused in (
+            lambda: client.infer("linear", inputs()),
+            client.get_server_metadata,
+            client.get_model_repository_index,
+        ):
             with pytest.raises(InferenceServerException) as told:
                 refused()
             assert "UNAUTHENTICATED" in str(told.value.status())
     with grpc.insecure_channel(server.grpc) as channel:
         assert health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status == 1
-        unknown = channel.unary_unary("/inference.GRPCInferenceService/Nothing")
+        unknown: Any = channel.unary_unary("/inference.GRPCInferenceService/Nothing")
         with pytest.raises(grpc.RpcError) as told_too:
             unknown(b"", metadata=[("authorization", "Bearer seatrial_x")])
         assert told_too.value.code() is grpc.StatusCode.UNAUTHENTICATED
@@ -177,16 +183,22 @@ def test_rights_are_for_models_and_acts(server: Server, file: Path) -> None:
     for path in ("/v2/models/other/infer", "/v2/models/nobody/infer", "/predictions/other", "/v1/models/other:predict"):
         refused = ask(server, made, path)
         assert (refused.status_code, "'narrow' may not infer" in refused.text) == (403, True)
-    for path in ("/v2/models/linear", "/v2/models/linear/stats", "/v2/models/other/ready", "/v1/models/linear/metadata"):
+    for path in (
+        "/v2/models/linear",
+        "/v2/models/linear/stats",
+        "/v2/models/other/ready",
+        "/v1/models/linear/metadata",
+    ):
         assert httpx.get(server.url(path), headers=made.headers).status_code == 403
     for what in ("load", "unload"):
         assert ask(server, made, f"/v2/repository/models/linear/{what}").status_code == 403
     with triton_grpc.InferenceServerClient(server.grpc) as client:
-        for refused_call in (
+        calls: tuple[Callable[[], Any], ...] = (
             lambda: client.infer("other", inputs(), headers=made.headers),
             lambda: client.get_model_metadata("linear", headers=made.headers),
             lambda: client.unload_model("linear", headers=made.headers),
-        ):
+        )
+        for refused_call in calls:
             with pytest.raises(InferenceServerException) as told:
                 refused_call()
             assert "PERMISSION_DENIED" in str(told.value.status())
@@ -207,7 +219,16 @@ def test_lists_have_only_what_the_caller_may_know_of(server: Server, file: Path)
 
 
 @pytest.mark.parametrize(
-    "name", ["..%2F..%2Fetc%2Fpasswd", "%2e%2e%2fother.onnx", "..", "%00", "linear%2F..%2Fother", "%2Fetc%2Fpasswd", "a%5C..%5Cb"]
+    "name",
+    [
+        "..%2F..%2Fetc%2Fpasswd",
+        "%2e%2e%2fother.onnx",
+        "..",
+        "%00",
+        "linear%2F..%2Fother",
+        "%2Fetc%2Fpasswd",
+        "a%5C..%5Cb",
+    ],
 )
 def test_no_name_reaches_a_path(server: Server, file: Path, name: str) -> None:
     made = known(server, grant(file, "manager", acts=["manage", "infer", "read"]))
@@ -358,7 +379,9 @@ def test_the_log_names_the_caller_and_nothing_holds_a_key(server: Server, file: 
     assert secret not in server.out.read_text() + server.err.read_text() + file.read_text()
 
 
-def test_keys_are_made_listed_and_revoked_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_made_listed_and_revoked_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SEATRIAL_HOME", str(tmp_path))
     file = tmp_path / "access.json"
 
@@ -389,8 +412,13 @@ def test_a_hash_is_compared_in_the_same_time_whatever_the_key(tmp_path: Path, mo
     """Also for an id that is not there, so that time does not tell which ids are."""
     made = grant(tmp_path / "access.json")
     compared: list[tuple[int, int]] = []
-    right = keys.hmac.compare_digest
-    monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append((len(a), len(b))) or right(a, b))
+    right = hmac.compare_digest
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return right(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     guard = Guard(Access(file=tmp_path / "access.json"))
     assert guard.identify(made.key.encode()).name == "app"
     for wrong in (made.key[:-1] + ("A" if made.key[-1] != "A" else "B"), "seatrial_000000000000_" + "A" * 43):

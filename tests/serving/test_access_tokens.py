@@ -107,7 +107,9 @@ WRONG: dict[str, Callable[[], bytes]] = {
         claims(), RSA, "RS256", headers={"kid": "r", "crit": ["x"], "x": 1}
     ).encode(),
     "changed": lambda: in_parts(
-        {"alg": "RS256", "kid": "r"}, claims(sub="root"), lambda _: base64.urlsafe_b64decode(signed().split(b".")[2] + b"==")
+        {"alg": "RS256", "kid": "r"},
+        claims(sub="root"),
+        lambda _: base64.urlsafe_b64decode(signed().split(b".")[2] + b"=="),
     ),
     "a kid that is no text": lambda: in_parts({"alg": "RS256", "kid": ["r"]}, claims(), lambda _: b"x"),
     "deep": lambda: base64.urlsafe_b64encode(b"[" * 9000) + b".e30.AA",

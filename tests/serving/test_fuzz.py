@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import hypothesis.strategies as st
@@ -168,7 +168,7 @@ def everything(*, rows: int = 1) -> InferRequest:
     return InferRequest(tuple(tensors), parameters={"binary_data_output": True})
 
 
-SIZES = st.sampled_from(
+SIZES: st.SearchStrategy[Any] = st.sampled_from(
     (-1, 0, 1, 2, 3, 2**31, 2**63 - 1, 2**63, 2**64, 10**30, 10**3000, -(2**63), 1.0, 1.5, "2", None, True, [2], {})
 )
 NAMES = st.sampled_from(("in_fp32", "in_bytes", "x", "", "in_fp32\0", "\ud800", "é" * 300, 1, None))
@@ -323,7 +323,7 @@ def test_bodies_of_the_other_doors(target: Target, cases: int) -> None:
 
     def holds(case: tuple[str, str, bytes, str]) -> None:
         path, media, body, model = case
-        headers = {"Content-Type": media.encode(), "X-Amzn-SageMaker-Target-Model": model}
+        headers: dict[str, str | bytes] = {"Content-Type": media.encode(), "X-Amzn-SageMaker-Target-Model": model}
         target.rest.request("POST", path, body, headers)
         with target.rest.getresponse() as response:
             answer = response.read()
@@ -447,7 +447,8 @@ OURS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 
 @CASES
 def test_messages_of_grpc(target: Target, cases: int) -> None:
-    infer, stream = target.infer, target.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+    infer = target.infer
+    stream: Any = target.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
 
     def holds(message: bytes) -> None:
         for ask in (lambda: [infer(message, timeout=10)], lambda: stream(iter((message, GRPC_SEEDS[0])), timeout=10)):

@@ -97,8 +97,8 @@ def test_what_a_model_hands_through_is_a_copy_and_bf16_keeps_its_bits() -> None:
 
     from seatrial_serving.engines.torch import TorchEngine
 
-    spec = {"datatype": DataType.BF16, "shape": (3,)}
-    signature = Signature(inputs=(TensorSpec(name="x", **spec),), outputs=(TensorSpec(name="y", **spec),))
+    x_spec, y_spec = (TensorSpec(name=name, datatype=DataType.BF16, shape=(3,)) for name in ("x", "y"))
+    signature = Signature(inputs=(x_spec,), outputs=(y_spec,))
     engine = TorchEngine({"main": lambda given: [given[0].view(3)]}, signature=signature, threads=1)
     x = torch.tensor([1.0, -2.5, 3e38]).to(torch.bfloat16).view(torch.uint16).numpy()
     y = engine.predict({"x": x})["y"]

@@ -169,7 +169,7 @@ def test_rows_of_one_request_stay_together(served: tuple[asyncio.Runner, Generat
     runner, on = served
 
     async def both() -> list[tuple[Tensor, ...]]:
-        return await asyncio.gather(ask(on, [1, 2, 3], rows=3).answer, ask(on, [4] * 6, rows=2).answer)
+        return list(await asyncio.gather(ask(on, [1, 2, 3], rows=3).answer, ask(on, [4] * 6, rows=2).answer))
 
     assert [answer[0].array.shape for answer in runner.run(both())] == [(3, 3, WIDTH), (2, 6, WIDTH)]
 
@@ -185,7 +185,7 @@ def waiting() -> Iterator[Make]:
     loop = asyncio.new_event_loop()
 
     def make(number: int, length: int, **facts: Any) -> Waiting[int, int]:
-        about = {"rows": 1, "kind": "a", "deadline": math.inf} | facts
+        about: dict[str, Any] = {"rows": 1, "kind": "a", "deadline": math.inf} | facts
         return Waiting(item=number, length=length, size_bytes=length, arrived=0.0, answer=loop.create_future(), **about)
 
     yield make

@@ -173,7 +173,10 @@ def test_who_does_not_speak_tls_or_an_old_one_gets_nothing(secured: Secured, por
         warnings.simplefilter("ignore", DeprecationWarning)
         old.maximum_version = ssl.TLSVersion.TLSv1_1
         old.minimum_version = ssl.TLSVersion.TLSv1_1
-    with socket.create_connection((address[0], int(address[1])), timeout=20) as raw, pytest.raises(OSError, match=r"(?i)alert|reset|version|eof"):
+    with (
+        socket.create_connection((address[0], int(address[1])), timeout=20) as raw,
+        pytest.raises(OSError, match=r"(?i)alert|reset|version|eof"),
+    ):
         old.wrap_socket(raw, server_hostname="localhost")
 
 
@@ -182,14 +185,14 @@ def test_who_never_ends_a_handshake_keeps_nobody_from_being_looked_after(secured
     host, port = secured.server.grpc.split(":")
     context = ssl.create_default_context(cafile=str(secured.authority.certificate))
     context.set_alpn_protocols(["h2"])
-    with socket.create_connection((host, int(port)), timeout=20):
-        with (
-            socket.create_connection((host, int(port)), timeout=30) as raw,
-            context.wrap_socket(raw, server_hostname="localhost") as slow,
-        ):
-            slow.sendall(b"PRI")
-            while slow.recv(4096):  # its settings, then that a frame took too long, then the end
-                pass
+    with (
+        socket.create_connection((host, int(port)), timeout=20),
+        socket.create_connection((host, int(port)), timeout=30) as raw,
+        context.wrap_socket(raw, server_hostname="localhost") as slow,
+    ):
+        slow.sendall(b"PRI")
+        while slow.recv(4096):  # its settings, then that a frame took too long, then the end
+            pass
 
 
 def test_each_port_says_what_it_speaks(secured: Secured) -> None:

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 import numpy as np
@@ -89,7 +89,7 @@ def tritonserver(repository: Path, place: Path) -> Iterator[tuple[str, str]]:
         process.wait(30)
 
 
-Client = triton_http.InferenceServerClient | triton_grpc.InferenceServerClient
+Client: TypeAlias = "triton_http.InferenceServerClient | triton_grpc.InferenceServerClient"
 
 
 @pytest.fixture(params=["rest", "grpc"])

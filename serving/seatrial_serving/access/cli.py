@@ -3,6 +3,7 @@
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -24,13 +25,15 @@ def keys() -> None:
 def _rights_options(command: "click.decorators.FC") -> "click.decorators.FC":
     for option in (
         click.option("--act", "acts", type=click.Choice(ACTS), multiple=True, default=("infer",), show_default=True),
-        click.option("--model", "models", multiple=True, default=("*",), show_default=True, help="A name; * and ? match."),
+        click.option(
+            "--model", "models", multiple=True, default=("*",), show_default=True, help="A name; * and ? match."
+        ),
         click.option("--expires", "days", type=click.FloatRange(0, min_open=True), metavar="DAYS", help="From now."),
         click.option("--requests-per-s", type=click.FloatRange(0, min_open=True), help="Instead of the quota for all."),
         click.option("--rows-per-s", type=click.FloatRange(0, min_open=True), help="Instead of the quota for all."),
         json_option,
     ):
-        command = option(command)
+        command = cast("click.decorators.FC", option(command))
     return command
 
 
@@ -104,9 +107,15 @@ def list_(*, as_json: bool) -> None:
     def text() -> str:
         lines = []
         for grant in listed:
-            until = "" if grant.expires is None else f", until {datetime.fromtimestamp(grant.expires, UTC):%Y-%m-%d %H:%M} UTC"
+            until = (
+                ""
+                if grant.expires is None
+                else f", until {datetime.fromtimestamp(grant.expires, UTC):%Y-%m-%d %H:%M} UTC"
+            )
             gone = "" if grant.holds(time.time()) else " (expired)"
-            lines.append(f"{grant.id}  {grant.name}: {', '.join(grant.acts)} with {', '.join(grant.models)}{until}{gone}")
+            lines.append(
+                f"{grant.id}  {grant.name}: {', '.join(grant.acts)} with {', '.join(grant.models)}{until}{gone}"
+            )
         return "\n".join(lines) or f"{file} has nobody"
 
     show(shown, as_json=as_json, text=text)
@@ -155,5 +164,7 @@ def _file(*, say: bool = False) -> Path:
 
     settings = load_settings()
     if say and settings.serving.access.file is None:
-        click.echo(f"servers do not ask yet: start them with SEATRIAL_SERVING__ACCESS__FILE={settings.access_file}", err=True)
+        click.echo(
+            f"servers do not ask yet: start them with SEATRIAL_SERVING__ACCESS__FILE={settings.access_file}", err=True
+        )
     return settings.access_file

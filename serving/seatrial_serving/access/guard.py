@@ -35,7 +35,9 @@ def credential(headers: Headers) -> bytes:
 class Guard:
     """`denied` counts those that were turned away for who they are."""
 
-    def __init__(self, settings: Access, tokens: Tokens | None = None, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, settings: Access, tokens: Tokens | None = None, *, clock: Callable[[], float] = time.time
+    ) -> None:
         """`clock` tells the time of day, by which rights expire. Raises `InvalidSettings`."""
         assert settings.file is not None, "a guard without a file: this is a bug"
         self._quota, self._tokens, self._clock = settings.quota, tokens, clock

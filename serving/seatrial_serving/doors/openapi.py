@@ -256,7 +256,7 @@ class _Paths:
         for door, of_door in routes.items():
             for route in of_door:
                 if isinstance(route, APIRoute):
-                    for method in sorted(route.methods):
+                    for method in sorted(route.methods or ()):
                         self._route(door, method.lower(), route)
         return self._paths
 
