@@ -14,8 +14,9 @@ from typing import Generic, TypeVar
 
 from seatrial.errors import DeadlinePassed, Overloaded
 
-CALL_TOKENS = 32
-"""What a call of an engine costs besides its tokens, as tokens: how much padding it is worth to save one."""
+CALL_TOKENS = 8
+"""What a call of an engine costs besides its tokens, as tokens: how much padding it is worth to save one. More makes batches
+larger and their padding a larger part; for small text encoders on a CPU anything from 4 to 16 is within 2 % of the best."""
 
 I = TypeVar("I")  # noqa: E741 - what is asked
 A = TypeVar("A")  # what is answered
