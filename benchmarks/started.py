@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, TypeAlias
+from typing import IO, TypeAlias
 
 import psutil
 
@@ -38,7 +38,7 @@ class Running:
     addresses: Addresses
     ready_s: float
     process: subprocess.Popen[bytes]
-    out: BinaryIO
+    out: IO[bytes]
 
     @property
     def processes(self) -> list[psutil.Process]:
@@ -101,8 +101,8 @@ def launched(
         stack.callback(_end, process)
         while (addresses := ready(Path(out.name).read_bytes())) is None:
             if process.poll() is not None or time.perf_counter() - began > READY_S:
-                words = Path(out.name).read_bytes()[-1000:] + _said(errors)
-                raise Lost(f"{' '.join(command)} did not start:\n{words.decode(errors='replace')}")
+                words = (Path(out.name).read_bytes()[-1000:] + _said(errors)).decode(errors="replace")
+                raise Lost(f"{' '.join(command)} did not start:\n{words}")
             time.sleep(LOOK_EVERY_S)
         yield Running(addresses=addresses, ready_s=time.perf_counter() - began, process=process, out=out.file)
         if process.poll() is not None:
@@ -110,7 +110,7 @@ def launched(
             print(f"{' '.join(command)} ended by itself with {process.returncode}:\n{words}", file=sys.stderr)
 
 
-def _said(errors: BinaryIO) -> bytes:
+def _said(errors: IO[bytes]) -> bytes:
     errors.seek(0)
     return errors.read()[-3000:]
 
