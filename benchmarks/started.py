@@ -101,8 +101,8 @@ def launched(
         stack.callback(_end, process)
         while (addresses := ready(Path(out.name).read_bytes())) is None:
             if process.poll() is not None or time.perf_counter() - began > READY_S:
-                words = Path(out.name).read_bytes()[-1000:] + _said(errors)
-                raise Lost(f"{' '.join(command)} did not start:\n{words.decode(errors='replace')}")
+                words = (Path(out.name).read_bytes()[-1000:] + _said(errors)).decode(errors="replace")
+                raise Lost(f"{' '.join(command)} did not start:\n{words}")
             time.sleep(LOOK_EVERY_S)
         yield Running(addresses=addresses, ready_s=time.perf_counter() - began, process=process, out=out.file)
         if process.poll() is not None:
