@@ -145,11 +145,13 @@ def test_rights_may_go_by_any_claim(tmp_path: Path) -> None:
     assert believed.verify(signed()).values == ()
 
 
+PRIVATE = json.dumps({"keys": [jwt.algorithms.RSAAlgorithm.to_jwk(RSA, as_dict=True)]}).encode()
+
+
 @pytest.mark.parametrize(
     "document",
     [b"", b"[]", b'{"keys": 1}', b'{"keys": []}', b'{"keys": [{"kty": "oct", "k": "c2VjcmV0", "kid": "r"}]}',
-     b'{"keys": [{"kty": "RSA", "n": "?", "e": "AQAB"}]}', b'{"keys": ["RSA"]}',
-     json.dumps({"keys": [jwt.algorithms.RSAAlgorithm.to_jwk(RSA, as_dict=True)]}).encode()],
+     b'{"keys": [{"kty": "RSA", "n": "?", "e": "AQAB"}]}', b'{"keys": ["RSA"]}', pytest.param(PRIVATE, id="private")],
 )  # fmt: skip
 def test_what_is_no_set_of_public_keys_is_refused(document: bytes) -> None:
     with pytest.raises(InvalidSettings, match=r"serving\.access\.tokens\.keys"):

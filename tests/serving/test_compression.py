@@ -74,12 +74,12 @@ def test_a_body_may_expand_to_what_a_body_may_be_and_no_further(pack: Callable[[
     [
         (b"{}", "gzip", MalformedRequest, "not gzip"),
         (b"", "gzip", MalformedRequest, "cut off"),
-        (gzip.compress(b"abc")[:-1], "gzip", MalformedRequest, "cut off"),
-        (gzip.compress(b"abc") + b"x", "gzip", MalformedRequest, "longer than it says"),
+        (gzip.compress(b"abc", mtime=0)[:-1], "gzip", MalformedRequest, "cut off"),
+        (gzip.compress(b"abc", mtime=0) + b"x", "gzip", MalformedRequest, "longer than it says"),
         (zlib.compress(b"abc"), "gzip", MalformedRequest, "not gzip"),
-        (gzip.compress(b"abc"), "deflate", MalformedRequest, "not deflate"),
+        (gzip.compress(b"abc", mtime=0), "deflate", MalformedRequest, "not deflate"),
         (b"abc", "br", UnsupportedEncoding, "encoded as 'br'"),
-        (gzip.compress(gzip.compress(b"abc")), "gzip, gzip", UnsupportedEncoding, "'gzip, gzip'"),
+        (gzip.compress(gzip.compress(b"abc", mtime=0), mtime=0), "gzip, gzip", UnsupportedEncoding, "'gzip, gzip'"),
     ],
 )
 def test_corrupt_bodies_are_refused(body: bytes, encoding: str, error: type[BadRequest], words: str) -> None:
