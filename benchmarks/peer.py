@@ -136,6 +136,7 @@ PEERS = (
         health="/v2/health/ready",
         grpc=True,
         variables={
+            "MLSERVER_DEBUG": "false",
             "MLSERVER_HOST": HOST,
             "MLSERVER_HTTP_PORT": "{http}",
             "MLSERVER_GRPC_PORT": "{grpc}",
