@@ -64,11 +64,13 @@ def _command(process: psutil.Process) -> str:
 
 
 @contextmanager
-def serving(*what: object, place: Path, environment: dict[str, str] | None = None) -> Iterator[Server]:
+def serving(
+    *what: object, place: Path, environment: dict[str, str] | None = None, within_s: float = 60
+) -> Iterator[Server]:
     """Serve `what` until the block ends, then stop it in peace and see that nothing is left."""
     process = start(*what, place=place, environment=environment)
     try:
-        server = when_ready(process, place)
+        server = when_ready(process, place, within_s=within_s)
         yield server
         if process.poll() is None:
             children = psutil.Process(process.pid).children(recursive=True)
@@ -94,12 +96,12 @@ def start(*what: object, place: Path, environment: dict[str, str] | None = None)
         )
 
 
-def when_ready(process: subprocess.Popen[bytes], place: Path) -> Server:
+def when_ready(process: subprocess.Popen[bytes], place: Path, *, within_s: float = 60) -> Server:
     def said() -> bool:
         assert process.poll() is None, f"the server ended:\n{(place / 'err').read_text()[-5000:]}"
         return b'"ready"' in (place / "out").read_bytes()
 
-    until(said, within_s=60)
+    until(said, within_s=within_s)
     ready = next(record for line in (place / "out").read_text().splitlines() if (record := json.loads(line)))
     return Server(
         process=process,

@@ -178,6 +178,8 @@ def messages_of(kind: Descriptor, depth: int = 0) -> some.SearchStrategy[str]:
             values = some.integers(0, 2**31 - 1).map(str)
         return values.map(lambda text: f"{field.name}: {text}")
 
+    if not kind.fields:
+        return some.just("")
     fields = some.sampled_from(list(kind.fields))
     return some.lists(fields.flatmap(value), max_size=3).map(" ".join)
 

@@ -53,7 +53,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(repository: Path) -> Iterator[Server]:
-    with serving(repository, place=repository.parent / "server", environment=ONE_EACH) as running:
+    with serving(repository, place=repository.parent / "server", environment=ONE_EACH, within_s=180) as running:
         yield running
 
 
@@ -82,7 +82,7 @@ def tritonserver(repository: Path, place: Path) -> Iterator[tuple[str, str]]:
             except httpx.TransportError:
                 return False
 
-        until(ready, within_s=120)
+        until(ready, within_s=180)
         yield server.http, server.grpc
     finally:
         process.terminate()
