@@ -186,21 +186,21 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def test_photographs_become_normalised_pixels_channels_first() -> None:
-    small = cifar10.from_parquet(photographs([(200, 100, 0)] * 100), photographs([(0, 0, 255)] * 10))
+    small = cifar10.from_parquet(photographs([(200, 100, 0)] * 200), photographs([(0, 0, 255)] * 10))
     expected = [(200 / 255 - 0.4914) / 0.2470, (100 / 255 - 0.4822) / 0.2435, -0.4465 / 0.2616]
     pixels = small.train.inputs["pixels"]
-    assert pixels.shape == (90, 3, 32, 32)
+    assert pixels.shape == (190, 3, 32, 32)
     assert pixels.dtype == np.float32
     assert np.allclose(pixels.mean(axis=(0, 2, 3)), expected, atol=0.02)
     assert np.allclose(small.test.inputs["pixels"][0, 2], (1 - 0.4465) / 0.2616, atol=0.02)
 
 
 def test_the_test_images_choose_nothing() -> None:
-    training = photographs([(number, 0, 0) for number in range(100)])
+    training = photographs([(number, 0, 0) for number in range(200)])
     one, other = (cifar10.from_parquet(training, photographs([(0, blue, 0)] * 10)) for blue in (0, 250))
     assert np.array_equal(one.validation.inputs["pixels"], other.validation.inputs["pixels"])
     assert np.bincount(one.validation.labels).tolist() == [1] * 10
-    assert len(one.train) + len(one.validation) == 100
+    assert len(one.train) + len(one.validation) == 200
     assert one.digest != other.digest
 
 

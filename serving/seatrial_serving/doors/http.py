@@ -209,6 +209,10 @@ class Connection(HttpToolsProtocol):
         self._idle_since = self.loop.time()
         super().on_response_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(msg)
+        self._forget_answer()
+
     def shutdown(self) -> None:
         if self._shortcut is not None:
             self._shortcut.last = True
@@ -297,6 +301,12 @@ class Connection(HttpToolsProtocol):
         if self._shortcut is not None or self._at_rest or not self.cycle.response_started:
             self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
         self.transport.close()
+        self._forget_answer()
+
+    def _forget_answer(self) -> None:
+        """The connection is closing: an answer that is still being made has nowhere to go."""
+        if self._latest is not None and not self._latest.response_complete:
+            self._latest.disconnected = True
 
 
 class Shortcut:
