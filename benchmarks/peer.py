@@ -4,6 +4,7 @@ A peer has an environment of its own in the home, installed when it is first wan
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -59,12 +60,19 @@ class Peer:
         """Serve `onnx`; installed in `place` first if need be. Raises `Lost`."""
         ports = {name: str(free_port(HOST, 0)) for name in ("http", "grpc", "metrics")}
         addresses = {name: f"{HOST}:{port}" for name, port in ports.items()}
-        own = {name: value.format(**ports) for name, value in self.variables.items()}
+        programs = self._programs(place)
+        variables = {
+            "MODEL": str(onnx),
+            "HTTP_PORT": ports["http"],
+            "PYTHONPATH": str(SERVICES),
+            "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
+            **{name: value.format(**ports) for name, value in self.variables.items()},
+        }
         program, *arguments = (each.format(**ports) for each in self.command)
         return launched(
-            [str(self._programs(place) / program), *arguments],
+            [str(programs / program), *arguments],
             ready=_answers(f"http://{addresses['http']}{self.health}", addresses),
-            environment={"MODEL": str(onnx), "HTTP_PORT": ports["http"], "PYTHONPATH": str(SERVICES), **own},
+            environment=variables,
             cwd=SERVICES,
         )
 

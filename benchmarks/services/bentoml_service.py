@@ -8,6 +8,6 @@ class Digits:
     def __init__(self) -> None:
         self.session = open_session()
 
-    @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=100)
+    @bentoml.api(batchable=True, max_batch_size=64)
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         return run(self.session, pixels.astype(np.float32))

@@ -1,8 +1,8 @@
-"""Save the model as MLflow does and become its scoring server."""
+"""Save the model as MLflow does, in the environment, and become its scoring server."""
 
 import os
+import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import mlflow.onnx
@@ -12,7 +12,8 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 if __name__ == "__main__":
-    place = Path(tempfile.mkdtemp(prefix="mlflow-model-")) / "model"
+    place = Path(sys.prefix) / "digits-model"
+    shutil.rmtree(place, ignore_errors=True)
     mlflow.onnx.save_model(
         onnx.load(os.environ["MODEL"]),
         place,
