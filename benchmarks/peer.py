@@ -159,8 +159,11 @@ PEERS = (
     Peer(
         name="KServe",
         speaks="v2 JSON, gRPC",
-        requires=("kserve==0.15.2",),
-        command=("python", "kserve_service.py", "--http_port", "{http}", "--grpc_port", "{grpc}", "--workers", "2"),
+        requires=("kserve==0.17.0",),
+        command=(
+            *("python", "kserve_service.py", "--http_port", "{http}", "--grpc_port", "{grpc}"),
+            *("--workers", "2", "--enable_latency_logging", "false"),
+        ),
         health=f"/v2/models/{DIGITS}/ready",
         grpc=True,
     ),
