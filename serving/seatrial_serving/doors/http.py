@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -154,6 +155,8 @@ class Connection(HttpToolsProtocol):
         self._head = b""
         """What the parser is being given, if it begins with a whole head."""
         self._shortcut: Shortcut | None = None
+        self._unanswered: deque[RequestResponseCycle] = deque()
+        """More than one where a client sends ahead; uvicorn knows the last one only."""
         self._subjects = subjects(transport) if self.guard is not None else ()
 
     def data_received(self, data: bytes) -> None:
@@ -194,6 +197,8 @@ class Connection(HttpToolsProtocol):
             self._refuse(b"431 Request Header Fields Too Large")
         else:
             super().on_headers_complete()
+            if self._latest is not None:
+                self._unanswered.append(self._latest)
             self._learn()
 
     def on_body(self, body: bytes) -> None:
@@ -207,11 +212,13 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._idle_since = self.loop.time()
+        if self._unanswered:
+            self._unanswered.popleft()
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         super().send_400_response(msg)
-        self._forget_answer()
+        self._forget_answers()
 
     def shutdown(self) -> None:
         if self._shortcut is not None:
@@ -225,6 +232,7 @@ class Connection(HttpToolsProtocol):
         exchange = self._latest.scope.get("seatrial.exchange") if self._latest else None
         if isinstance(exchange, Exchange):
             exchange.leave()
+        self._forget_answers()
         super().connection_lost(exc)
 
     def received(self) -> None:
@@ -301,12 +309,12 @@ class Connection(HttpToolsProtocol):
         if self._shortcut is not None or self._at_rest or not self.cycle.response_started:
             self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
         self.transport.close()
-        self._forget_answer()
+        self._forget_answers()
 
-    def _forget_answer(self) -> None:
-        """The connection is closing: an answer that is still being made has nowhere to go."""
-        if self._latest is not None and not self._latest.response_complete:
-            self._latest.disconnected = True
+    def _forget_answers(self) -> None:
+        """The connection is closing or gone: answers that are still being made have nowhere to go."""
+        for cycle in self._unanswered:
+            cycle.disconnected = True
 
 
 class Shortcut:
