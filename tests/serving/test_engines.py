@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
@@ -48,14 +48,19 @@ def engine(own_bundle: Bundle) -> Iterator[Engine]:
     opened.close()
 
 
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A new shape may cost an engine a compilation, and the machine is shared."""
+
 rows = hnp.arrays(np.float32, st.tuples(st.integers(1, 64), st.just(4)), elements=st.integers(-100, 100).map(float))
 
 
+@patient
 @given(x=rows)
 def test_an_engine_computes_the_model(engine: Engine, x: np.ndarray) -> None:
     assert engine.predict({"x": x})["y"].tolist() == linear(x).tolist()
 
 
+@patient
 @given(x=rows)
 def test_each_row_is_answered_as_if_it_were_alone(engine: Engine, x: np.ndarray) -> None:
     together = engine.predict({"x": x})["y"]
