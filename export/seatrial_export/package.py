@@ -26,10 +26,11 @@ class Packaged(msgspec.Struct, frozen=True, kw_only=True):
 
 def package(job: Job) -> Packaged:
     import torch
-    from torch._inductor import aoti_compile_and_package
 
     program = torch.export.load(job.program)
     if job.compiled:
+        from torch._inductor import aoti_compile_and_package
+
         aoti_compile_and_package(
             program, package_path=str(Path(MODEL).absolute()), inductor_configs=AS_MANY_THREADS_AS_SAID
         )

@@ -1,7 +1,6 @@
 """The contract that every engine keeps, and the replay of golden requests."""
 
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -11,7 +10,7 @@ import hypothesis.strategies as st
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
@@ -48,14 +47,19 @@ def engine(own_bundle: Bundle) -> Iterator[Engine]:
     opened.close()
 
 
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A new shape may cost an engine a compilation, and the machine is shared."""
+
 rows = hnp.arrays(np.float32, st.tuples(st.integers(1, 64), st.just(4)), elements=st.integers(-100, 100).map(float))
 
 
+@patient
 @given(x=rows)
 def test_an_engine_computes_the_model(engine: Engine, x: np.ndarray) -> None:
     assert engine.predict({"x": x})["y"].tolist() == linear(x).tolist()
 
 
+@patient
 @given(x=rows)
 def test_each_row_is_answered_as_if_it_were_alone(engine: Engine, x: np.ndarray) -> None:
     together = engine.predict({"x": x})["y"]
@@ -120,15 +124,22 @@ def heavy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return heavy_bundle(request.param, tmp_path_factory.mktemp("heavy"))
 
 
-def test_it_computes_with_the_threads_that_it_was_given(heavy: Bundle) -> None:
-    """One thread cannot take more processor time than passes, and an engine that asks the machine takes all cores."""
+def ran_ns() -> dict[str, int]:
+    """How long each thread of this process has had a core."""
+    return {task.name: int((task / "schedstat").read_text().split()[0]) for task in Path("/proc/self/task").iterdir()}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_it_computes_with_the_threads_that_it_was_given(heavy: Bundle, threads: int) -> None:
+    """Counted by who worked, which holds on a busy machine too; one that asks the machine takes all its cores."""
     x = {"x": np.ones((SIZE, SIZE), np.float32)}
-    with closing(open_engine(heavy, threads=1)) as engine:
+    with closing(open_engine(heavy, threads=threads)) as engine:
         engine.predict(x)
-        began, used = time.perf_counter(), time.process_time()
-        for _ in range(10):
+        before = ran_ns()
+        for _ in range(20):
             engine.predict(x)
-        assert time.process_time() - used < 1.2 * (time.perf_counter() - began)
+        worked = [ran - before.get(thread, 0) for thread, ran in ran_ns().items()]
+    assert sum(took > sum(worked) / 10 for took in worked) == threads
 
 
 def test_an_engine_that_is_closed_gives_its_memory_back(heavy: Bundle) -> None:
