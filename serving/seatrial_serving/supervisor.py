@@ -117,7 +117,7 @@ class Supervisor:
         errors = []
         for name in names:
             try:
-                await self.load(name)
+                await self._load_all(name)
             except SeatrialError as error:
                 log.error("%s cannot be served, or not all of it: %s", name, error)
                 errors.append(error)

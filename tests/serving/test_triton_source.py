@@ -223,7 +223,7 @@ def changing(tmp_path: Path) -> Iterator[tuple[Server, Path]]:
     model(models, "half", batched + "version_policy { all {} }", v1=onnx, v2=cut)
     model(models, "foreign", 'backend: "tensorrt"', v1=onnx)
     model(models, "mute", batched)
-    with serving(models, place=tmp_path / "server", environment=ONE_EACH) as running:
+    with serving(models, place=tmp_path / "server", environment=ONE_EACH, within_s=180) as running:
         yield running, models
 
 
