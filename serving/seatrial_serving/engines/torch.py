@@ -86,7 +86,7 @@ def _ask_program(module: Any, structure: pytree.TreeSpec, given: list[torch.Tens
 
 
 def _package(path: Path) -> Ask:
-    """Its shared library is unpacked below the temporary folder for as long as it is loaded."""
+    """Its shared library is unpacked below the temporary folder, and stays loaded until the process ends (torch 2.13)."""
     from torch._inductor import aoti_load_package
 
     check_package(path)
