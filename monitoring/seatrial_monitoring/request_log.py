@@ -7,13 +7,32 @@ It never holds a payload. Of the requests that end well it may keep a part only;
 import os
 import threading
 from collections import deque
-from typing import Any
 
-import orjson
+import msgspec
 
 MAX_RECORDS = 50_000
-MAX_LINES_PER_WRITE = 2_000
+MAX_LINES_PER_WRITE = 500
+"""They are encoded in one call, which holds the interpreter: 500 for a fifth of a millisecond."""
 FLUSH_S = 0.1
+
+_encode_lines = msgspec.json.Encoder().encode_lines
+
+
+class Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field="event", tag="request"):
+    """One request, as it is logged. `id` is the client's, `error` the type of what went wrong."""
+
+    protocol: str
+    id: str
+    model: str
+    version: str
+    variant: str
+    outcome: str
+    rows: int
+    total_ms: float
+    queue_ms: float
+    cached: bool = False
+    caller: str = ""
+    error: str = ""
 
 
 class RequestLog:
@@ -23,7 +42,7 @@ class RequestLog:
         """`descriptor` stays the caller's."""
         self._descriptor, self._share, self._max_records = descriptor, share, max_records
         self._due = 0.0
-        self._records: deque[dict[str, Any]] = deque()
+        self._records: deque[Record] = deque()
         self._closing = threading.Event()
         self._reader_gone = False
         self.dropped = 0
@@ -33,7 +52,7 @@ class RequestLog:
 
     def takes(self, *, failed: bool) -> bool:
         """Whether to write the record of a request that ended now: every failed one, an even share of the others."""
-        if failed:
+        if failed or self._share >= 1:
             return True
         self._due += self._share
         if self._due < 1:
@@ -41,7 +60,7 @@ class RequestLog:
         self._due -= 1
         return True
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Record) -> None:
         """Keep `record` for writing; where too many wait, the oldest is dropped."""
         if self._reader_gone:
             self.dropped += 1
@@ -64,9 +83,7 @@ class RequestLog:
     def _write_some(self) -> bool:
         """Write what waits, up to a limit; False where the reader has gone for good."""
         waiting = min(len(self._records), MAX_LINES_PER_WRITE)
-        lines = memoryview(
-            b"".join(orjson.dumps(self._records.popleft(), option=orjson.OPT_APPEND_NEWLINE) for _ in range(waiting))
-        )
+        lines = memoryview(_encode_lines([self._records.popleft() for _ in range(waiting)]))
         try:
             while lines:
                 lines = lines[os.write(self._descriptor, lines) :]

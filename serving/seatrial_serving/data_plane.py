@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from seatrial.bundle import MAIN
 from seatrial.errors import (
@@ -29,7 +29,7 @@ from seatrial.errors import (
 from seatrial.protocol import PRIORITY, TIMEOUT, InferRequest
 from seatrial.settings import Serving
 from seatrial_monitoring.metrics import ServingMetrics
-from seatrial_monitoring.request_log import RequestLog
+from seatrial_monitoring.request_log import Record, RequestLog
 from seatrial_monitoring.series import Outcome, Protocol, Rejection
 from seatrial_serving.access.caller import CALLER, Act, Caller
 from seatrial_serving.access.guard import Guard
@@ -354,19 +354,21 @@ class DataPlane:
     def end(self, exchange: Exchange) -> None:
         """Count and log it."""
         total_s = time.monotonic() - exchange.arrived
+        failed = exchange.outcome is not Outcome.OK
         generation = exchange.generation
         if generation is None:
             self._count_homeless(exchange)
         else:
-            generation.metrics.requests[exchange.protocol][exchange.outcome] += 1
-            generation.metrics.request_s.observe(total_s)
+            metrics = generation.metrics
+            metrics.requests[exchange.protocol][exchange.outcome] += 1
+            metrics.request_s.observe(total_s)
             if exchange.cached:
-                generation.metrics.cache_hit_s += total_s
-            if exchange.outcome is not Outcome.OK:
-                generation.metrics.failed_s += total_s
-            if (reason := REJECTIONS.get(exchange.error)) is not None:
-                generation.metrics.rejected[reason] += 1
-        if self.log is not None and self.log.takes(failed=exchange.outcome is not Outcome.OK):
+                metrics.cache_hit_s += total_s
+            if failed:
+                metrics.failed_s += total_s
+                if (reason := REJECTIONS.get(exchange.error)) is not None:
+                    metrics.rejected[reason] += 1
+        if self.log is not None and self.log.takes(failed=failed):
             self.log.write(_record(exchange, total_s))
 
     def _count_homeless(self, exchange: Exchange) -> None:
@@ -416,24 +418,19 @@ def _outcome(error: BaseException) -> Outcome:
             return Outcome.SERVER_ERROR
 
 
-def _record(exchange: Exchange, total_s: float) -> dict[str, Any]:
+def _record(exchange: Exchange, total_s: float) -> Record:
     identity = exchange.generation.identity if exchange.generation else None
-    record: dict[str, Any] = {
-        "event": "request",
-        "protocol": exchange.protocol,
-        "id": exchange.request_id,
-        "model": exchange.model,
-        "version": identity.version if identity else exchange.version,
-        "variant": identity.variant if identity else "",
-        "outcome": exchange.outcome,
-        "rows": exchange.rows,
-        "total_ms": round(total_s * 1000, 3),
-        "queue_ms": round(exchange.queue_s * 1000, 3),
-    }
-    if exchange.cached:
-        record["cached"] = True
-    if exchange.caller is not None:
-        record["caller"] = exchange.caller.name
-    if exchange.error:
-        record["error"] = exchange.error
-    return record
+    return Record(
+        exchange.protocol,
+        exchange.request_id,
+        exchange.model,
+        identity.version if identity else exchange.version,
+        identity.variant if identity else "",
+        exchange.outcome,
+        exchange.rows,
+        int(total_s * 1e6) / 1000,
+        int(exchange.queue_s * 1e6) / 1000,
+        exchange.cached,
+        exchange.caller.name if exchange.caller is not None else "",
+        exchange.error,
+    )

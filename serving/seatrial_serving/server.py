@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -109,6 +110,8 @@ async def serve(
             application.open_rest()
             if management_socket is not None:
                 managing.open_rest()
+        gc.collect()
+        gc.freeze()  # what there is now stays: to look through it again and again would stop everything for 50 ms each time
         ready(
             Addresses(
                 http=_address(http_socket),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seatrial_monitoring.request_log import RequestLog
+from seatrial_monitoring.request_log import Record, RequestLog
 from tests.conditions import until
 from tests.servers import serving
 from tests.serving.models import linear_onnx
@@ -28,25 +28,29 @@ def pipe() -> Iterator[tuple[int, int]]:
             continue  # the test closed it
 
 
+def record(*, rows: int = 1, error: str = "") -> Record:
+    return Record("rest", "7", "linear", "1", "onnx", "ok", rows, 1.5, 0.5, error=error)
+
+
 def test_each_record_is_one_line_in_its_order(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with path.open("wb") as file:
         log = RequestLog(file.fileno())
         for number in range(5000):
-            log.write({"event": "request", "number": number})
+            log.write(record(rows=number))
         log.close()
-    assert [json.loads(line)["number"] for line in path.read_text().splitlines()] == list(range(5000))
+    assert [json.loads(line)["rows"] for line in path.read_text().splitlines()] == list(range(5000))
     assert (log.written, log.dropped) == (5000, 0)
 
 
 def test_a_reader_that_stalls_costs_records_and_no_time(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     log = RequestLog(writer, max_records=1000)
-    record = {"event": "request", "filler": "x" * 200}
+    filled = record(error="x" * 200)
     longest = 0.0
     for _ in range(20_000):
         began = time.perf_counter()
-        log.write(record)
+        log.write(filled)
         longest = max(longest, time.perf_counter() - began)
     assert longest < 0.1, "the pipe holds 64 KiB, so a write that waited would wait for ever"
     assert log.dropped >= 20_000 - 1000 - 2 * 2000, "what waits, and what the thread has in hand, is bounded"
@@ -59,9 +63,9 @@ def test_once_the_reader_has_gone_every_record_is_counted_at_once(pipe: tuple[in
     reader, writer = pipe
     os.close(reader)
     log = RequestLog(writer)
-    log.write({"event": "request"})
+    log.write(record())
     until(lambda: log.dropped == 1)
-    log.write({"event": "request"})
+    log.write(record())
     assert log.dropped == 2
     assert log.written == 0
     log.close()
