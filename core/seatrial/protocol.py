@@ -113,29 +113,33 @@ class Layout:
     """What the JSON part of a request says where all data follow it as binary: everything but the data themselves.
 
     Clients send the same JSON again and again; `decode_request` gives requests with equal JSON the same layout, so that
-    what was found out about one of them (`Signature.check`) need not be found out again.
+    what was found out about one of them need not be found out again. It is noted here by those who found it.
     """
 
-    __slots__ = ("_inputs", "_outputs", "_parameters", "_size", "fits")
+    __slots__ = ("_inputs", "_outputs", "_parameters", "_size", "answer", "fit", "fits")
 
     def __init__(self, head: _RequestHead, inputs: Sequence[Tensor]) -> None:
         """`inputs` are those that were read from a request with this head."""
         self._inputs = []
         self._size = 0
         for name, datatype, array in inputs:
-            self._inputs.append((name, datatype, array.dtype, array.size, array.shape, self._size))
+            self._inputs.append((name, datatype, array.shape, array.dtype, self._size))
             self._size += array.nbytes
         self._outputs, self._parameters = tuple(head.outputs), head.parameters
         self.fits: object = None
         """The signature that the tensors were found to fit."""
+        self.fit: Any = None
+        """What follows from that for a batch."""
+        self.answer: Any = None
+        """What the last answer began with."""
 
     def read(self, body: bytes | memoryview, json_length: int) -> InferRequest | None:
         """None where the binary data have another size than this layout's."""
         if len(body) - json_length != self._size:
             return None
         inputs = [
-            Tensor(name, datatype, np.frombuffer(body, dtype, count, json_length + offset).reshape(shape))
-            for name, datatype, dtype, count, shape, offset in self._inputs
+            Tensor(name, datatype, np.ndarray(shape, dtype, body, json_length + offset))
+            for name, datatype, shape, dtype, offset in self._inputs
         ]
         return InferRequest(tuple(inputs), self._outputs, "", self._parameters, self)
 

@@ -22,7 +22,7 @@ I = TypeVar("I")  # noqa: E741 - what is asked
 A = TypeVar("A")  # what is answered
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Waiting(Generic[I, A]):
     """One admitted request. Its caller holds `answer`; a caller that leaves cancels it."""
 
@@ -41,11 +41,11 @@ class Waiting(Generic[I, A]):
     """1 goes first."""
     queue_deadline: float = math.inf
     """Until when it may wait to be taken for the first time."""
-    deaths: int = 0
+    deaths: int = field(default=0, init=False)
     """Engines that died with this request in hand."""
     alone: bool = False
     """Take it in a batch of its own: it was in company when something went wrong."""
-    started: float = 0.0
+    started: float = field(default=0.0, init=False)
 
     def deliver(self, answer: A) -> None:
         if not self.answer.done():  # its caller may have gone

@@ -45,14 +45,9 @@ A = TypeVar("A")
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
 class Exchange:
     """One request on its way through: who asked what, when, and how it ended. Doors begin and end it."""
 
-    protocol: Protocol
-    model: str
-    version: str
-    arrived: float
     request_id: str = ""
     generation: Generation | None = None
     outcome: Outcome = Outcome.OK
@@ -62,6 +57,10 @@ class Exchange:
     """It was answered with what an earlier one was answered."""
     caller: Caller | None = None
     """None where nobody is asked who they are."""
+
+    def __init__(self, protocol: Protocol, model: str, version: str) -> None:
+        self.protocol, self.model, self.version = protocol, model, version
+        self.arrived = time.monotonic()
 
     def leave(self) -> None:
         """The caller has gone: nobody wants the answer."""
@@ -74,13 +73,10 @@ class Exchange:
         return self.waiting is not None and self.waiting.answer.cancelled()
 
     @property
-    def rows(self) -> int:
-        return self.waiting.rows if self.waiting else 0
-
-    @property
     def queue_s(self) -> float:
         """Time between arrival and the moment an engine got it; 0 if none did."""
-        return self.waiting.started - self.waiting.arrived if self.waiting and self.waiting.started else 0.0
+        waiting = self.waiting
+        return waiting.started - waiting.arrived if waiting is not None and waiting.started else 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -226,7 +222,7 @@ class DataPlane:
     # One request
 
     def begin(self, protocol: Protocol, model: str, version: str = "") -> Exchange:
-        exchange = Exchange(protocol=protocol, model=model, version=version, arrived=time.monotonic())
+        exchange = Exchange(protocol, model, version)
         if self.guard is not None:
             exchange.caller = CALLER.get(None)
         return exchange
@@ -419,18 +415,18 @@ def _outcome(error: BaseException) -> Outcome:
 
 
 def _record(exchange: Exchange, total_s: float) -> Record:
-    identity = exchange.generation.identity if exchange.generation else None
+    generation, waiting, caller = exchange.generation, exchange.waiting, exchange.caller
     return Record(
         exchange.protocol,
         exchange.request_id,
         exchange.model,
-        identity.version if identity else exchange.version,
-        identity.variant if identity else "",
+        generation.identity.version if generation is not None else exchange.version,
+        generation.identity.variant if generation is not None else "",
         exchange.outcome,
-        exchange.rows,
+        waiting.rows if waiting is not None else 0,
         int(total_s * 1e6) / 1000,
         int(exchange.queue_s * 1e6) / 1000,
         exchange.cached,
-        exchange.caller.name if exchange.caller is not None else "",
+        caller.name if caller is not None else "",
         exchange.error,
     )

@@ -9,17 +9,17 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from seatrial.bundle import MAIN
 from seatrial.errors import DeadlinePassed, EngineFailed, NotReady, SeatrialError, WrongInput
 from seatrial.machine import resident_bytes
 from seatrial.protocol import InferRequest, Tensor
 from seatrial.settings import Serving
-from seatrial.tensors import Array, Signature, check_text
+from seatrial.tensors import Array, check_text
 from seatrial_monitoring.metrics import GenerationFacts, ModelMetrics
 from seatrial_serving.batching import Queue, Waiting
 from seatrial_serving.breadth import Breadth
@@ -59,6 +59,17 @@ class State(StrEnum):
     SERVING = "serving"
     DRAINING = "draining"
     CLOSED = "closed"
+
+
+class Fit(NamedTuple):
+    """What requests of one layout have in common, for a graph that they fit. `order` finds the signature's inputs in theirs."""
+
+    order: tuple[int, ...]
+    rows: int
+    size_bytes: int
+    kind: Hashable
+    length: int
+    batched: bool
 
 
 class Spawn(Protocol):
@@ -123,7 +134,6 @@ class Generation:
         """
         if self.state is not State.SERVING:
             raise NotReady(f"{self.identity} is {self.state}")
-        _check(request, self.graphs[graph])
         waiting = self._waiting(request, arrived=arrived, deadline=deadline, graph=graph)
         if priority:
             waiting.level = self._settings.batching.level(priority)
@@ -261,28 +271,50 @@ class Generation:
     # From the queue to the engines
 
     def _waiting(self, request: InferRequest, *, arrived: float, deadline: float, graph: str) -> Request:
-        signature = self.graphs[graph]
-        given = {tensor.name: tensor.array for tensor in request.inputs}
-        inputs = tuple(given[spec.name] for spec in signature.inputs)
-        batch = signature.batch
-        rows = inputs[0].shape[0] if batch else 1
+        layout, given = request.layout, request.inputs
+        if layout is not None and layout.fits is self.graphs[graph]:
+            fit: Fit = layout.fit
+        else:
+            fit = self._fit(request, graph)
+        rows = fit.rows
         if rows > self.max_rows:
             raise WrongInput(f"the request has {rows} rows; this server runs at most {self.max_rows} at once: split it")
-        kind, length = likeness(graph, signature, inputs)
         return Waiting(
-            item=inputs,
+            item=tuple([given[index].array for index in fit.order]),
             rows=rows,
-            size_bytes=sum([_size_bytes(array) for array in inputs]),
-            kind=kind,
+            size_bytes=fit.size_bytes,
+            kind=fit.kind,
             graph=graph,
-            length=length,
+            length=fit.length,
             arrived=arrived,
             deadline=deadline,
             answer=self._loop.create_future(),
             level=self._default_level,
             queue_deadline=arrived + self._queue_s,
-            alone=batch is None or not self.batching.together,
+            alone=not fit.batched or not self.batching.together,
         )
+
+    def _fit(self, request: InferRequest, graph: str) -> "Fit":
+        """Raises `WrongInput`."""
+        signature = self.graphs[graph]
+        signature.check(request.inputs)
+        check_text(request.inputs)
+        names = [tensor.name for tensor in request.inputs]
+        order = tuple(names.index(spec.name) for spec in signature.inputs)
+        inputs = [request.inputs[index].array for index in order]
+        batched = signature.batch is not None
+        kind, length = likeness(graph, signature, inputs)
+        fit = Fit(
+            order=order,
+            rows=inputs[0].shape[0] if batched else 1,
+            size_bytes=sum(map(_size_bytes, inputs)),
+            kind=kind,
+            length=length,
+            batched=batched,
+        )
+        if request.layout is not None:
+            request.layout.fits, request.layout.fit = signature, fit
+        return fit
 
     def _dispatch_soon(self) -> None:
         """Once for all requests that arrive in this turn of the loop, so that they may share a batch."""
@@ -362,16 +394,6 @@ class Generation:
     def _note_if_drained(self) -> None:
         if self.state is State.DRAINING and not self._queue and not any(worker.held for worker in self._workers):
             self._drained.set()
-
-
-def _check(request: InferRequest, signature: Signature) -> None:
-    """Raises `WrongInput`."""
-    layout = request.layout
-    if layout is None or layout.fits is not signature:
-        signature.check(request.inputs)
-        check_text(request.inputs)
-        if layout is not None:
-            layout.fits = signature
 
 
 def _size_bytes(array: Array) -> int:

@@ -14,6 +14,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, cast
 
 import uvicorn
@@ -123,7 +124,8 @@ class Application:
 async def _turn_away(scope: Scope, send: Any, error: SeatrialError) -> None:
     """Without reading the body; where much of it may be to come, the connection ends with the answer."""
     given = dict(scope["headers"])
-    status, headers, body = refusal(error)
+    status, found, body = refusal(error)
+    headers = list(found)
     stated = given.get(b"content-length", b"0")
     if b"transfer-encoding" in given or not stated.isdigit() or int(stated) > LARGE:
         headers.append(CLOSE)
@@ -169,9 +171,12 @@ class Connection(HttpToolsProtocol):
             self._head = data[:end] if end >= len(END_OF_HEAD) else b""
             if (ask := self.heads.find(self._head)) is not None and (self.guard is None or self._admits(ask)):
                 self._unset_keepalive_if_required()
-                self._began = self.loop.time()
                 self._shortcut = Shortcut(self, self.door, ask)
-                self._shortcut.data_received(data[end:])
+                if len(data) - end == ask.size:
+                    self._shortcut.answer(data[end:])
+                else:
+                    self._began = self.loop.time()
+                    self._shortcut.data_received(data[end:])
                 return
         super().data_received(data)
         if self._in_head:  # a header that never ends is never shown to `on_header`
@@ -239,23 +244,23 @@ class Connection(HttpToolsProtocol):
         """The shortcut's request is whole."""
         self._began = None
 
-    def respond(self, status: int, headers: Headers, body: bytes, *, last: bool, behind: bytes) -> None:
-        """Write the shortcut's answer; then either close, or go on with what came `behind` its request."""
-        self._shortcut = None
-        if self.transport.is_closing():
+    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """Write the shortcut's answer; then either close, or go on with what came behind its request."""
+        shortcut, self._shortcut = self._shortcut, None
+        if shortcut is None or self.transport.is_closing():
             return
-        lines = [STATUS_LINE[status]]
-        for name, value in (*self.server_state.default_headers, *headers):
-            lines += (name, b": ", value, b"\r\n")
-        if last and CLOSE not in headers:
-            lines.append(b"connection: close\r\n")
-        self.transport.write(b"".join((*lines, b"\r\n", body)))
+        last = CLOSE in headers
+        if shortcut.last and not last:
+            last, headers = True, (*headers, CLOSE)
+        said = _lines(tuple(headers))
+        dated = _lines(tuple(self.server_state.default_headers))
+        self.transport.write(b"".join((STATUS_LINE[status], dated, said, b"\r\n", body)))
         self._idle_since = self.loop.time()
         if last:
             self.transport.close()
-        elif behind:
+        elif shortcut.behind:
             self.flow.pause_reading()  # nothing may overtake it
-            self.loop.call_soon(self._go_on, behind)
+            self.loop.call_soon(self._go_on, shortcut.behind)
         else:
             self.flow.resume_reading()
 
@@ -317,6 +322,11 @@ class Connection(HttpToolsProtocol):
             cycle.disconnected = True
 
 
+@lru_cache(maxsize=1024)
+def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
 class Shortcut:
     """One request whose head was known, from its first byte to its answer."""
 
@@ -326,23 +336,27 @@ class Shortcut:
         self._exchange.caller = connection.caller
         self._parts: list[bytes] = []
         self._missing = ask.size
-        self._behind = b""
+        self.behind = b""
+        """What came behind it."""
         self.last = False
         """Close the connection after the answer."""
 
     def data_received(self, data: bytes) -> None:
         if self._missing < 0:  # whole, and being answered
-            self._behind += data
+            self.behind += data
             self._connection.flow.pause_reading()
             return
         self._parts.append(data[: self._missing])
-        self._behind = data[self._missing :]
+        self.behind = data[self._missing :]
         self._missing -= len(self._parts[-1])
         if not self._missing:
-            self._missing = -1
             self._connection.received()
-            body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            self._door.answer(self._exchange, self._ask, body, self._respond)
+            self.answer(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
+
+    def answer(self, body: bytes) -> None:
+        """`body` is whole."""
+        self._missing = -1
+        self._door.answer(self._exchange, self._ask, body, self._connection.respond)
 
     def leave(self) -> None:
         """The client has gone."""
@@ -350,10 +364,6 @@ class Shortcut:
             self._door.give_up(self._exchange)
         else:
             self._exchange.leave()
-
-    def _respond(self, status: int, headers: Headers, body: bytes) -> None:
-        last = self.last or CLOSE in headers
-        self._connection.respond(status, headers, body, last=last, behind=self._behind)
 
 
 class HttpServer:

@@ -25,16 +25,17 @@ from seatrial.errors import (
     WrongInput,
 )
 from seatrial.protocol import CLASSIFICATION, InferRequest, Tensor, decode_request, encode_answer
+from seatrial.tensors import DataType
 from seatrial_monitoring.series import Protocol
 from seatrial_serving.data_plane import ALIAS, DataPlane, Exchange
 from seatrial_serving.doors.classification import classify
 from seatrial_serving.doors.compression import IDENTITY, choose, compress, expand
 from seatrial_serving.doors.status import http_status
-from seatrial_serving.generation import Generation
+from seatrial_serving.generation import Generation, Identity
 from seatrial_serving.workers import Outputs
 
 Scope: TypeAlias = dict[str, Any]
-Headers: TypeAlias = list[tuple[bytes, bytes]]
+Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 Response: TypeAlias = tuple[int, Headers, bytes]
 Respond: TypeAlias = Callable[[int, Headers, bytes], None]
 
@@ -165,24 +166,50 @@ def _failure(exchange: Exchange, error: Exception) -> Response:
     if isinstance(error, SeatrialError):
         return refusal(error)
     log.error("a request to '%s' could not be answered; this is a bug", exchange.model, exc_info=error)
-    return 500, [JSON, (b"content-length", b"27")], b'{"error": "internal error"}'
+    return 500, (JSON, (b"content-length", b"27")), b'{"error": "internal error"}'
+
+
+class Beginning(NamedTuple):
+    """What answers to requests of one layout begin with while `identity` answers, with outputs of these shapes: all but the
+    data of those that were `chosen`."""
+
+    identity: Identity
+    shapes: list[tuple[int, ...]]
+    chosen: list[int]
+    headers: Headers
+    text: bytes
 
 
 def _response(exchange: Exchange, request: InferRequest, outputs: Outputs) -> Response:
     assert exchange.generation is not None, "an answer without a generation: this is a bug"
     identity = exchange.generation.identity
+    known: Beginning | None = request.layout.answer if request.layout is not None else None
+    if known is not None and known.identity is identity and known.shapes == [each.array.shape for each in outputs]:
+        return 200, known.headers, b"".join([known.text, *[outputs[index].array.tobytes() for index in known.chosen]])
     chosen = wanted(outputs, request, exchange.generation)
+    binary = _binary(chosen, request)
     body, length = encode_answer(
-        chosen,
-        model=identity.name,
-        version=identity.version,
-        request_id=request.id,
-        binary=_binary(chosen, request),
+        chosen, model=identity.name, version=identity.version, request_id=request.id, binary=binary
     )
     content_length = b"content-length", b"%d" % len(body)
     if length is None:
-        return 200, [JSON, content_length], body
-    return 200, [BINARY, (b"inference-header-content-length", b"%d" % length), content_length], body
+        return 200, (JSON, content_length), body
+    headers = BINARY, (b"inference-header-content-length", b"%d" % length), content_length
+    if request.layout is not None and all(binary.values()) and _all_plain(chosen, outputs):
+        places = [next(index for index, each in enumerate(outputs) if each is tensor) for tensor in chosen]
+        shapes = [each.array.shape for each in outputs]
+        request.layout.answer = Beginning(identity, shapes, places, headers, body[:length])
+    return 200, headers, body
+
+
+def _all_plain(chosen: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+    """Whether the `chosen` are outputs as they are, of which the shape alone decides how many bytes they take."""
+    return all(
+        tensor.datatype is not DataType.BYTES
+        and tensor.array.dtype == tensor.datatype.numpy
+        and any(each is tensor for each in outputs)
+        for tensor in chosen
+    )
 
 
 def _compressed(response: Response, encoding: str) -> Response:
@@ -193,7 +220,7 @@ def _compressed(response: Response, encoding: str) -> Response:
         return response
     kept = [header for header in headers if header[0] != b"content-length"]
     sizes = [(b"content-encoding", encoding.encode()), (b"content-length", b"%d" % len(compressed))]
-    return status, [*kept, *sizes], compressed
+    return status, (*kept, *sizes), compressed
 
 
 async def read_body(receive: Any, *, max_body: int) -> bytes:
