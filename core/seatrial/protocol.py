@@ -10,6 +10,7 @@ numbers in JSON must be finite and fit the datatype; FP16 and BF16 travel as bin
 
 import math
 import struct
+from array import array as PlainArray  # noqa: N812 - numpy's are meant everywhere else
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
@@ -113,10 +114,10 @@ class Layout:
     """What the JSON part of a request says where all data follow it as binary: everything but the data themselves.
 
     Clients send the same JSON again and again; `decode_request` gives requests with equal JSON the same layout, so that
-    what was found out about one of them need not be found out again. It is noted here by those who found it.
+    what was found out about one of them need not be found out again.
     """
 
-    __slots__ = ("_inputs", "_outputs", "_parameters", "_size", "answer", "fit", "fits")
+    __slots__ = ("_inputs", "_outputs", "_parameters", "_size", "answer")
 
     def __init__(self, head: _RequestHead, inputs: Sequence[Tensor]) -> None:
         """`inputs` are those that were read from a request with this head."""
@@ -126,12 +127,8 @@ class Layout:
             self._inputs.append((name, datatype, array.shape, array.dtype, self._size))
             self._size += array.nbytes
         self._outputs, self._parameters = tuple(head.outputs), head.parameters
-        self.fits: object = None
-        """The signature that the tensors were found to fit."""
-        self.fit: Any = None
-        """What follows from that for a batch."""
         self.answer: Any = None
-        """What the last answer began with."""
+        """What the last answer began with, for whoever writes the next one."""
 
     def read(self, body: bytes | memoryview, json_length: int) -> InferRequest | None:
         """None where the binary data have another size than this layout's."""
@@ -321,8 +318,11 @@ def elements_as_array(elements: Sequence[Any], head: _TensorHead | TensorSpec) -
         array[:] = [text.encode() for text in elements]
         return array
     try:
-        with np.errstate(over="ignore"):
-            array = np.array(elements, dtype)
+        if dtype.char in "fd":  # a tenth of numpy's time for a short list
+            array = np.frombuffer(PlainArray(dtype.char, elements), dtype)
+        else:
+            with np.errstate(over="ignore"):
+                array = np.array(elements, dtype)
     except OverflowError as error:
         raise WrongInput(f"tensor '{head.name}' holds a number that {head.datatype} cannot: {error}") from error
     if dtype.kind == "f" and not np.isfinite(array).all():

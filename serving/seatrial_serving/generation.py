@@ -32,6 +32,8 @@ SHORT_COMPUTE_S = 0.002
 because whoever arrives meanwhile may still join."""
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.05, 10.0
 HEALTHY_AFTER_S = 30.0
+MOST_FORMS = 1024
+"""Forms of requests (names, datatypes and shapes) that are remembered."""
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class State(StrEnum):
 
 
 class Fit(NamedTuple):
-    """What requests of one layout have in common, for a graph that they fit. `order` finds the signature's inputs in theirs."""
+    """What requests of one form have in common, for a graph that they fit. `order` finds the signature's inputs in theirs."""
 
     order: tuple[int, ...]
     rows: int
@@ -70,6 +72,8 @@ class Fit(NamedTuple):
     kind: Hashable
     length: int
     batched: bool
+    text: bool
+    """The form does not tell all: texts are looked at each time."""
 
 
 class Spawn(Protocol):
@@ -101,6 +105,7 @@ class Generation:
         self._enough = min(self._preferred, default=self.max_rows) if settings.batching.together else 1
         self._default_level = settings.batching.level(0)
         self._queue_s = (settings.batching.queue_timeout_ms or math.inf) / 1000
+        self._fits: dict[Hashable, Fit] = {}
         self._compute_s = 0.0
         self._breadth = Breadth()
         self._dispatching: asyncio.Handle | None = None
@@ -271,11 +276,11 @@ class Generation:
     # From the queue to the engines
 
     def _waiting(self, request: InferRequest, *, arrived: float, deadline: float, graph: str) -> Request:
-        layout, given = request.layout, request.inputs
-        if layout is not None and layout.fits is self.graphs[graph]:
-            fit: Fit = layout.fit
-        else:
-            fit = self._fit(request, graph)
+        given = request.inputs
+        form = graph, request.layout or tuple([(name, datatype, array.shape) for name, datatype, array in given])
+        fit = self._fits.get(form)
+        if fit is None or fit.text:
+            fit = self._fit(form, request, graph)
         rows = fit.rows
         if rows > self.max_rows:
             raise WrongInput(f"the request has {rows} rows; this server runs at most {self.max_rows} at once: split it")
@@ -294,8 +299,8 @@ class Generation:
             alone=not fit.batched or not self.batching.together,
         )
 
-    def _fit(self, request: InferRequest, graph: str) -> "Fit":
-        """Raises `WrongInput`."""
+    def _fit(self, form: Hashable, request: InferRequest, graph: str) -> "Fit":
+        """Raises `WrongInput`. What is found is remembered for requests of the same form."""
         signature = self.graphs[graph]
         signature.check(request.inputs)
         check_text(request.inputs)
@@ -311,9 +316,11 @@ class Generation:
             kind=kind,
             length=length,
             batched=batched,
+            text=any(array.dtype.hasobject for array in inputs),
         )
-        if request.layout is not None:
-            request.layout.fits, request.layout.fit = signature, fit
+        if len(self._fits) >= MOST_FORMS:
+            del self._fits[next(iter(self._fits))]
+        self._fits[form] = fit
         return fit
 
     def _dispatch_soon(self) -> None:

@@ -310,6 +310,8 @@ def _classified(chosen: Sequence[Tensor], request: InferRequest, generation: Gen
 
 def _binary(outputs: Sequence[Tensor], request: InferRequest) -> dict[str, bool]:
     by_default = request.binary_by_default
+    if not request.outputs:
+        return {tensor.name: by_default for tensor in outputs}
     said = {output.name: output.binary for output in request.outputs}
     binary = {}
     for tensor in outputs:
