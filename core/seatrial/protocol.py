@@ -220,11 +220,12 @@ def element_count(shape: Sequence[int], *, name: str) -> int:
     """The number of elements of `shape`, which came from outside."""
     if len(shape) > MAX_RANK:
         raise WrongInput(f"tensor '{name}' has {len(shape)} dimensions; at most {MAX_RANK} are accepted")
-    if any(size < 0 for size in shape):
+    if min(shape, default=0) < 0:
         raise WrongInput(f"tensor '{name}' has shape {list(shape)}; a size cannot be negative")
-    if math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
+    count = math.prod(shape)
+    if count > MAX_ELEMENTS or (not count and math.prod(size or 1 for size in shape) > MAX_ELEMENTS):
         raise WrongInput(f"tensor '{name}' has sizes that multiply to more than {MAX_ELEMENTS}")
-    return math.prod(shape)
+    return count
 
 
 def read_tensor(data: bytes | memoryview, datatype: DataType, shape: Sequence[int], *, name: str) -> Array:

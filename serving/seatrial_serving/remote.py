@@ -29,7 +29,9 @@ class EngineProcess:
         self.load_s, self.golden, self.wide = ready.load_s, ready.golden, ready.wide
         self._process, self._link, self._slots = process, link, slots
         self._free = list(range(len(slots)))
-        self._held: dict[int, tuple[Batch, int]] = {}
+        self._held: dict[int, Batch] = {}
+        self._pads = {name: pads(signature) for name, signature in ready.graphs.items()}
+        self._batched = {name: signature.batch is not None for name, signature in ready.graphs.items()}
         self._next = 0
         self._owner: Owner | None = None
         self._loop = asyncio.get_running_loop()
@@ -86,7 +88,7 @@ class EngineProcess:
 
     @property
     def held(self) -> Sequence[Batch]:
-        return [batch for batch, _ in self._held.values()]
+        return list(self._held.values())
 
     def attach(self, owner: Owner) -> None:
         """Report to `owner` from now on."""
@@ -100,7 +102,7 @@ class EngineProcess:
         signature = self.graphs[batch.graph]
         tensors = [
             (spec.datatype, [inputs[index] for inputs in by_request], pad)
-            for index, (spec, pad) in enumerate(zip(signature.inputs, pads(signature), strict=True))
+            for index, (spec, pad) in enumerate(zip(signature.inputs, self._pads[batch.graph], strict=True))
         ]
         parts = self._slots[slot].place(tensors)
         try:
@@ -108,7 +110,8 @@ class EngineProcess:
         except OSError as error:
             self._lost(f"its socket broke: {error}")
             return False
-        self._held[self._next] = (batch, self._free.pop())
+        batch.slot = self._free.pop()
+        self._held[self._next] = batch
         return True
 
     def kill(self) -> None:
@@ -138,8 +141,8 @@ class EngineProcess:
         assert self._owner is not None, "an engine spoke before anybody listened: this is a bug"
         if not isinstance(message, channel.Ran | channel.Failed):
             raise EngineFailed(f"a ready engine said {message!r}")
-        batch, slot = self._held.get(message.batch, (None, -1))
-        if batch is None or slot != message.slot:
+        batch = self._held.get(message.batch)
+        if batch is None or batch.slot != message.slot:
             raise EngineFailed(
                 f"the engine answered batch {message.batch} in slot {message.slot}, which it was not given"
             )
@@ -153,12 +156,12 @@ class EngineProcess:
 
     def _outputs(self, batch: Batch, ran: channel.Ran) -> list[Tensor]:
         signature = self.graphs[batch.graph]
-        specs = signature.outputs
+        specs, batched = signature.outputs, self._batched[batch.graph]
         if len(ran.outputs) != len(specs):
             raise EngineFailed(f"the engine gave {len(ran.outputs)} outputs, the signature has {len(specs)}")
         outputs = []
         for spec, part in zip(specs, ran.outputs, strict=True):
-            if signature.batch and (not part.shape or part.shape[0] != batch.rows):
+            if batched and (not part.shape or part.shape[0] != batch.rows):
                 raise EngineFailed(f"output '{spec.name}' has shape {part.shape} for a batch of {batch.rows} rows")
             try:
                 outputs.append(
@@ -169,8 +172,7 @@ class EngineProcess:
         return outputs
 
     def _release(self, batch: int) -> None:
-        _, slot = self._held.pop(batch)
-        self._free.append(slot)
+        self._free.append(self._held.pop(batch).slot)
 
     def _lost(self, reason: str) -> None:
         """The process is gone or not to be trusted any more: make sure of it, then report what it held."""

@@ -52,6 +52,8 @@ class Batch:
     """Nothing else was being computed when it was sent."""
     wide: bool = False
     """It runs on all cores."""
+    slot: int = -1
+    """Where the worker that holds it has put it."""
 
     @property
     def size_bytes(self) -> int:
