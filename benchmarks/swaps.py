@@ -27,6 +27,7 @@ from seatrial.settings import Settings
 from seatrial_promotion.promote import Promotion, promote
 from seatrial_serving.bench import Plan, Protocol
 from seatrial_serving.bench import bench as closed_loop
+from seatrial_serving.engine_process import NAME as ENGINE
 from tests.digits import ExportedDigits
 
 SWAPS, KILLS = 4, 1
@@ -38,7 +39,7 @@ QUEUE_S = 3.0
 """How many seconds of the load the queue has room for."""
 MOST_S = 60.0
 LOOK_EVERY_S = 0.02
-WATCHER, ENGINE = "seatrial.registry.watch", "seatrial_serving.engine_process"
+WATCHER = "seatrial.registry.watch"
 MB = 10**6
 
 Window = tuple[float, float]
@@ -119,7 +120,7 @@ class Subject:
         return str(answer.json()["versions"][0])
 
     def engines(self) -> list[psutil.Process]:
-        return [process for process in self.running.processes if ENGINE in _command(process)]
+        return [process for process in self.running.processes if _name(process) == ENGINE]
 
     def own_bytes(self) -> int:
         """Without the watcher of the registry, which is MLflow's memory."""
@@ -130,6 +131,14 @@ def _command(process: psutil.Process) -> str:
     """Empty for one that has ended."""
     try:
         return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _name(process: psutil.Process) -> str:
+    """Empty for one that has ended."""
+    try:
+        return str(process.name())
     except psutil.NoSuchProcess:
         return ""
 

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
+from seatrial_serving.engine_process import NAME as ENGINE
 from tests.conditions import until
 
 
@@ -48,17 +49,17 @@ class Server:
 
     def engines(self) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if "seatrial_serving.engine_process" in _command(child)]
+        return [child for child in children if _name(child) == ENGINE]
 
     def log(self) -> list[dict[str, Any]]:
         """The request log: one record a request."""
         return [record for record in map(json.loads, self.out.read_text().splitlines()) if record["event"] == "request"]
 
 
-def _command(process: psutil.Process) -> str:
+def _name(process: psutil.Process) -> str:
     """Empty for one that has ended."""
     try:
-        return " ".join(process.cmdline())
+        return str(process.name())
     except psutil.NoSuchProcess:
         return ""
 

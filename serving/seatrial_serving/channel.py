@@ -36,6 +36,8 @@ class Start(msgspec.Struct, frozen=True, array_like=True, tag=True):
     warm_up: tuple[int, ...]
     wide_threads: int = 0
     """Threads of a second session, for batches that are alone; 0 for none."""
+    gently: bool = False
+    """Take the processor only while nobody else wants it, until ready."""
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -12,8 +12,11 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from seatrial.bundle import MANIFEST, open_bundle
 from seatrial.errors import EngineFailed, SeatrialError
@@ -21,13 +24,17 @@ from seatrial_serving.channel import MAX_MESSAGE, Failed, Ran, Ready, Run, Slot,
 from seatrial_serving.engines import Engine, open_engine
 from seatrial_serving.engines.proof import fastest_s, replay, warm_up
 
+NAME = "seatrial-engine"
+"""What `ps` and `top` call it."""
 MAX_SLOTS = 16
 MAX_WORDS = 4000
+LOW = 10
 WORTH_ALL_CORES_S = 0.001
 """Of a row that takes less, a part for each core is not worth dividing."""
 
 
 def main(descriptor: int) -> None:
+    Path("/proc/self/comm").write_text(NAME)
     # Ctrl-C and a service manager signal the whole group; the gateway decides when we end, by hanging up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -45,6 +52,8 @@ def main(descriptor: int) -> None:
     _answer_batches(engines, slots, gateway)
 
 
+T = TypeVar("T")
+
 Engines: TypeAlias = tuple[Engine, Engine]
 """The one with this process's share of the cores, and the one with all of them; the same where that is not worth it."""
 
@@ -52,12 +61,24 @@ Engines: TypeAlias = tuple[Engine, Engine]
 def _load(start: Start, gateway: socket.socket) -> Engines:
     began = time.monotonic()
     path = Path(start.path)
-    narrow, golden = _open(path, start, threads=start.threads, wide=False)
+    open_narrow = partial(_open, path, start, threads=start.threads, wide=False)
+    # An engine's own threads inherit the priority of the one that opens it, and could never raise it again.
+    narrow, golden = _at_leisure(open_narrow) if start.gently and start.threads == 1 else open_narrow()
     wide = narrow
     if narrow.on_cpu and start.wide_threads > start.threads and fastest_s(narrow) > WORTH_ALL_CORES_S:
         wide, _ = _open(path, start, threads=start.wide_threads, wide=True)
     gateway.send(encode(Ready(dict(narrow.graphs), golden, time.monotonic() - began, wide is not narrow)))
     return narrow, wide
+
+
+def _at_leisure(work: Callable[[], T]) -> T:
+    """Do it in a thread of low priority, which still gets a tenth of a core that others want whole."""
+
+    def yield_to_all() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW)
+
+    with ThreadPoolExecutor(1, initializer=yield_to_all) as thread:
+        return thread.submit(work).result()
 
 
 def _open(path: Path, start: Start, *, threads: int, wide: bool) -> tuple[Engine, int]:

@@ -77,9 +77,10 @@ class Fit(NamedTuple):
 
 
 class Spawn(Protocol):
-    """Starts an engine; a `wide` one is to hold, where that is worth it, a second session on all cores."""
+    """Starts an engine; a `wide` one is to hold, where that is worth it, a second session on all cores. `gently`: others
+    serve meanwhile, and are not to notice it."""
 
-    def __call__(self, *, wide: bool) -> Awaitable[Worker]: ...
+    def __call__(self, *, wide: bool, gently: bool) -> Awaitable[Worker]: ...
 
 
 class Generation:
@@ -119,10 +120,18 @@ class Generation:
 
     @classmethod
     async def start(
-        cls, identity: Identity, spawn: Spawn, *, count: int, metrics: ModelMetrics, settings: Serving
+        cls,
+        identity: Identity,
+        spawn: Spawn,
+        *,
+        count: int,
+        metrics: ModelMetrics,
+        settings: Serving,
+        gently: bool = False,
     ) -> "Generation":
         """Start `count` engines at once, one of them wide. Raises what the first refused with; then none is left behind."""
-        started = await asyncio.gather(*(spawn(wide=not number) for number in range(count)), return_exceptions=True)
+        spawning = (spawn(wide=not number, gently=gently) for number in range(count))
+        started = await asyncio.gather(*spawning, return_exceptions=True)
         workers = [worker for worker in started if not isinstance(worker, BaseException)]
         refused = next((refusal for refusal in started if isinstance(refusal, BaseException)), None)
         if refused is not None:
@@ -253,7 +262,8 @@ class Generation:
         while self.state is not State.CLOSED:
             await asyncio.sleep(min(self._backoff_s, LONGEST_BACKOFF_S))
             try:
-                worker = await self._spawn(wide=not any(each.wide for each in self._workers))
+                wide = not any(each.wide for each in self._workers)
+                worker = await self._spawn(wide=wide, gently=bool(self._workers))
             except SeatrialError as error:
                 log.error("%s: no replacement for the dead engine: %s", self.identity, error)
                 self._backoff_s = max(FIRST_BACKOFF_S, self._backoff_s * 2)

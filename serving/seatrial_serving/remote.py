@@ -12,18 +12,20 @@ from seatrial.errors import Broken, EngineFailed, SeatrialError
 from seatrial.protocol import Tensor
 from seatrial.tensors import Signature
 from seatrial_serving import channel
+from seatrial_serving.fork_server import FRUGAL, Forked, ForkServer
 from seatrial_serving.padding import pads
 from seatrial_serving.workers import SLOTS, Batch, Load, Owner, slice_outputs
-
-FRUGAL = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "TOKENIZERS_PARALLELISM": "0"}
-"""The engine's own threads are the only ones that an engine process needs: numpy and tokenizers must not bring more."""
 
 
 class EngineProcess:
     """The gateway's end of one engine process. Created by `start`."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, link: socket.socket, ready: channel.Ready, slots: list[channel.Slot]
+        self,
+        process: asyncio.subprocess.Process | Forked,
+        link: socket.socket,
+        ready: channel.Ready,
+        slots: list[channel.Slot],
     ) -> None:
         self.graphs: Mapping[str, Signature] = ready.graphs
         self.load_s, self.golden, self.wide = ready.load_s, ready.golden, ready.wide
@@ -37,18 +39,14 @@ class EngineProcess:
         self._loop = asyncio.get_running_loop()
 
     @classmethod
-    async def start(cls, load: Load) -> "EngineProcess":
-        """Start the process and wait until it is ready. Raises what it refused with, or `EngineFailed` where it died."""
+    async def start(cls, load: Load, *, forks: ForkServer | None = None) -> "EngineProcess":
+        """Start the process, with `forks` if there is one, and wait until it is ready. Raises what it refused with, or
+        `EngineFailed` where it died."""
         ours, theirs = channel.socket_pair()
         with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "seatrial_serving.engine_process", str(theirs.fileno())),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=os.environ | FRUGAL,
-            )
+            process = await (_execute(theirs) if forks is None else forks.fork(theirs))
         slots = [channel.Slot.create(0) for _ in range(SLOTS)]
-        start = channel.Start(str(load.path), load.digest, load.threads, load.warm_up, load.wide_threads)
+        start = channel.Start(str(load.path), load.digest, load.threads, load.warm_up, load.wide_threads, load.gently)
         try:
             socket.send_fds(ours, [channel.encode(start)], [slot.descriptor for slot in slots])
             ours.setblocking(False)
@@ -62,7 +60,9 @@ class EngineProcess:
         return cls(process, ours, ready, slots)
 
     @staticmethod
-    async def _until_ready(process: asyncio.subprocess.Process, link: socket.socket, load: Load) -> channel.Ready:
+    async def _until_ready(
+        process: asyncio.subprocess.Process | Forked, link: socket.socket, load: Load
+    ) -> channel.Ready:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(load.start_s):
@@ -192,7 +192,16 @@ class EngineProcess:
             slot.close()
 
 
-async def _reap(process: asyncio.subprocess.Process) -> int:
+async def _execute(theirs: socket.socket) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "seatrial_serving.engine_process", str(theirs.fileno())),
+        stdin=asyncio.subprocess.DEVNULL,
+        pass_fds=[theirs.fileno()],
+        env=os.environ | FRUGAL,
+    )
+
+
+async def _reap(process: asyncio.subprocess.Process | Forked) -> int | None:
     """Wait for a process that was told to end; a second later it is made to."""
     try:
         async with asyncio.timeout(1):
@@ -211,5 +220,7 @@ def _error(kind: str, words: str) -> SeatrialError:
     return EngineFailed(f"{kind}: {words}")
 
 
-def _describe(code: int) -> str:
+def _describe(code: int | None) -> str:
+    if code is None:
+        return "nobody knows what"
     return f"signal {-code}" if code < 0 else f"exit code {code}"

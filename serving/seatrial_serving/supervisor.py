@@ -23,6 +23,7 @@ from seatrial_monitoring.metrics import AliasFacts, ServingMetrics
 from seatrial_monitoring.series import Swap
 from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.ensemble import Pipeline, Plan, read_ensemble
+from seatrial_serving.fork_server import ForkServer
 from seatrial_serving.generation import Generation, Identity, Spawn
 from seatrial_serving.remote import EngineProcess
 from seatrial_serving.repository import Listed, ModelState
@@ -61,6 +62,7 @@ class Supervisor:
     ) -> None:
         self._settings, self._plane, self._metrics, self._changed = settings, plane, metrics, changed
         self._free_bytes = free_bytes
+        self._forks = ForkServer()
         self._current: dict[Source, tuple[Target, Generation]] = {}
         self._wanted: dict[Source, Target] = {}
         self._default_sources: dict[str, Source] = {}
@@ -86,6 +88,7 @@ class Supervisor:
         """Bring up all `sources`. Raises the first one's error, if there is one; of a repository, only if none of its models
         can be served.
         """
+        await self._forks.start()
         refs = self._refs = [source for source in sources if isinstance(source, ModelRef)]
         ensembles = [source for source in sources if isinstance(source, OnDisk) and source.declares_ensemble]
         for source in sources:
@@ -137,6 +140,7 @@ class Supervisor:
         for generation in generations:
             self._plane.remove(generation)
         await asyncio.gather(*(generation.drain() for generation in generations), *self._draining)
+        await self._forks.close()
 
     # The model repository, for callers who may
 
@@ -368,7 +372,8 @@ class Supervisor:
             spawn, count, of_what = self._engines(target, identity, serving)
             if old is not None and not self._fits(target, old):
                 await self._make_room(source, old, serving.engines)
-            new = await Generation.start(identity, spawn, count=count, metrics=metrics, settings=serving)
+            gently = any(generation.ready for generation in self._plane.generations())
+            new = await Generation.start(identity, spawn, count=count, metrics=metrics, settings=serving, gently=gently)
         except BaseException:
             if old is not None:
                 swaps[Swap.FAILED] += 1
@@ -398,14 +403,15 @@ class Supervisor:
         if target.path.suffix == ENSEMBLE:
             plan = Plan.of(read_ensemble(target.path), self._plane.resolve)
 
-            async def pipeline(*, wide: bool) -> Worker:  # noqa: ARG001 - it has no cores of its own
+            async def pipeline(*, wide: bool, gently: bool) -> Worker:  # noqa: ARG001 - it has no cores of its own
                 return Pipeline(plan, self._plane.resolve)
 
             return pipeline, plan.ensemble.pipelines, "pipelines"
         count, threads = _share(target.path, serving.engines)
 
-        async def engine(*, wide: bool) -> Worker:
-            return await EngineProcess.start(_load(target, identity, threads, serving, wide=wide))
+        async def engine(*, wide: bool, gently: bool) -> Worker:
+            load = _load(target, identity, threads, serving, wide=wide, gently=gently)
+            return await EngineProcess.start(load, forks=self._forks)
 
         return engine, count, f"engines with {threads} threads"
 
@@ -457,7 +463,7 @@ def _whole(source: Source) -> TritonModel | None:
     return source.whole if isinstance(source, TritonModel) else None
 
 
-def _load(target: Target, identity: Identity, threads: int, serving: Serving, *, wide: bool) -> Load:
+def _load(target: Target, identity: Identity, threads: int, serving: Serving, *, wide: bool, gently: bool) -> Load:
     return Load(
         path=target.path,
         digest=identity.digest,
@@ -465,6 +471,7 @@ def _load(target: Target, identity: Identity, threads: int, serving: Serving, *,
         wide_threads=cores() if wide and serving.engines.threads is None else 0,
         warm_up=(1, serving.batching.max_size),
         start_s=serving.engines.start_s,
+        gently=gently,
     )
 
 

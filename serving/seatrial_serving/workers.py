@@ -38,6 +38,8 @@ class Load:
     start_s: float
     wide_threads: int = 0
     """Threads of a second session, for batches that are alone; 0 for none."""
+    gently: bool = False
+    """At the lowest priority until it is ready, because others serve meanwhile."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -85,7 +85,7 @@ class ScriptedEngine:
 async def generation(
     spawn: Callable[[], object], *, count: int = 1, serving: Serving | None = None
 ) -> AsyncIterator[Generation]:
-    async def start(*, wide: bool) -> Worker:  # noqa: ARG001 - what the engine is, `spawn` decides
+    async def start(*, wide: bool, gently: bool) -> Worker:  # noqa: ARG001 - what the engine is, `spawn` decides
         made = spawn()
         return await made if asyncio.iscoroutine(made) else made  # type: ignore[return-value] # either
 

@@ -16,6 +16,7 @@ from seatrial.bundle import Bundle
 from seatrial.errors import BundleCorrupt, EngineFailed, GoldenMismatch, SeatrialError
 from seatrial_serving import channel
 from seatrial_serving.batching import Waiting
+from seatrial_serving.engine_process import NAME
 from seatrial_serving.remote import EngineProcess
 from seatrial_serving.workers import Batch, Outputs, Request, Worker
 from tests.conditions import until
@@ -63,7 +64,7 @@ async def test_one_that_is_too_slow_to_start_is_ended(bundle: Bundle) -> None:
 
 
 def children() -> set[int]:
-    return {child.pid for child in psutil.Process().children() if "seatrial_serving.engine_process" in child.cmdline()}
+    return {child.pid for child in psutil.Process().children() if child.name() == NAME}
 
 
 class RawEngine:

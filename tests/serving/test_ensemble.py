@@ -73,7 +73,7 @@ class Models:
 async def ensemble(declared: Ensemble, models: Models, *, serving: Serving | None = None) -> AsyncIterator[Generation]:
     plan = Plan.of(declared, models.find)
 
-    async def spawn(*, wide: bool) -> Pipeline:  # noqa: ARG001 - a pipeline has no cores of its own
+    async def spawn(*, wide: bool, gently: bool) -> Pipeline:  # noqa: ARG001 - a pipeline has no cores of its own
         return Pipeline(plan, models.find)
 
     metrics = ServingMetrics(CollectorRegistry(), 0.1).model(declared.name, "1", "ensemble")

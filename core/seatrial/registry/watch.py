@@ -6,6 +6,7 @@ the first time, what it answered last (in an earlier life) is told, marked `reme
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ from seatrial.registry import ModelRef, ModelVersion, Registry, open_registry
 from seatrial.registry.bundles import bundle_digest, fetch_bundle
 from seatrial.registry.events import Answered, Event, Resolved, Unresolved, encode
 from seatrial.settings import Settings, load_settings
+
+AT_LEISURE = 10
+"""Niceness after the first poll: from then on, nobody waits for it, and others are to be answered meanwhile."""
 
 
 class Memory:
@@ -120,6 +124,8 @@ def main(arguments: Sequence[str]) -> None:
             for event in watcher.poll():
                 sys.stdout.buffer.write(encode(event))
             sys.stdout.buffer.flush()
+            if not os.getpriority(os.PRIO_PROCESS, 0):
+                os.nice(AT_LEISURE)
             time.sleep(max(0.0, settings.registry.poll_s - (time.monotonic() - started)))
     except (BrokenPipeError, KeyboardInterrupt):
         sys.stderr.close()

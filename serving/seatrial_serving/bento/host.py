@@ -54,7 +54,7 @@ class Host:
         )
         generation = await Generation.start(
             identity,
-            lambda *, wide: LocalEngine.start(load),  # noqa: ARG005 - its one engine has all cores already
+            lambda *, wide, gently: LocalEngine.start(load),  # noqa: ARG005 - its one engine has all cores already
             count=1,
             metrics=self._metrics.model(identity.name, identity.version, identity.variant),
             settings=self._serving,
