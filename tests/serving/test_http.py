@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -94,6 +94,11 @@ class Answer:
     body: bytes
 
     @property
+    def text(self) -> bytes:
+        """What is JSON of it."""
+        return self.body[: int(self.headers.get("inference-header-content-length", len(self.body)))]
+
+    @property
     def y(self) -> list[float]:
         if (length := self.headers.get("inference-header-content-length")) is not None:
             values: list[float] = np.frombuffer(self.body[int(length) :], np.float32).tolist()
@@ -134,6 +139,16 @@ async def test_a_head_is_parsed_once_and_after_that_the_same_bytes_mean_the_same
         assert [each.y for each in answers + again] == [linear([row])[0].tolist() for row in rows] * 2
         assert {each.headers.keys() == answers[0].headers.keys() for each in answers} == {True}
         assert server.ended(Outcome.OK) == 10
+
+
+async def test_what_an_answer_begins_with_is_that_of_who_answers() -> None:
+    async with running() as server:
+        heads = [json.loads(each.text) for each in await ask(server, binary(*ROW), binary(*ROW))]
+        assert [head["model_version"] for head in heads] == ["1", "1"]
+        [on] = server.plane.generations()
+        on.identity = replace(on.identity, version="2")
+        heads = [json.loads(each.text) for each in await ask(server, binary(*ROW), binary(*ROW))]
+        assert [head["model_version"] for head in heads] == ["2", "2"]
 
 
 KINDS: dict[str, tuple[bytes, int]] = {
