@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from seatrial.errors import EngineFailed
-from seatrial.protocol import read_tensor, write_tensor
+from seatrial.protocol import element_count, read_tensor, write_tensor
 from seatrial.tensors import Array, DataType, Signature
 from seatrial_serving.padding import Pad, lay_together, shape_together
 
@@ -148,20 +148,18 @@ class Slot:
 
     def place(self, tensors: Sequence[Laid]) -> tuple[Part, ...]:
         """Lay tensors down one behind the other."""
-        sized = [_layout(*tensor) for tensor in tensors]
-        offsets, end = [], 0
-        for size, _, _, _ in sized:
-            offsets.append(end)
+        parts, laid, end = [], [], 0
+        for tensor in tensors:
+            size, shape, pieces, pad = _layout(*tensor)
+            parts.append(Part(end, size, shape))
+            laid.append((end, shape, pieces, pad))
             end = _aligned(end + size)
         self.reserve(end)
-        parts = []
-        for offset, (size, shape, pieces, pad) in zip(offsets, sized, strict=True):
+        for offset, shape, pieces, pad in laid:
             if pad is None:
                 self._lay_down(offset, pieces)
             else:
-                whole = np.frombuffer(self._memory, pieces[0].dtype, math.prod(shape), offset)
-                lay_together(whole.reshape(shape), pieces, pad)
-            parts.append(Part(offset, size, shape))
+                lay_together(np.ndarray(shape, pieces[0].dtype, self._memory, offset), pieces, pad)
         return tuple(parts)
 
     def read(self, part: Part, datatype: DataType, *, name: str) -> Array:
@@ -172,6 +170,10 @@ class Slot:
             if part.offset + part.size > os.fstat(self.descriptor).st_size:
                 raise EngineFailed(f"tensor '{name}' is said to end at {part.offset + part.size}, beyond the memory")
             self._map()
+        if datatype is not DataType.BYTES:
+            dtype = datatype.numpy
+            if part.size == element_count(part.shape, name=name) * dtype.itemsize:
+                return np.ndarray(part.shape, dtype, self._memory, part.offset)
         data = memoryview(self._memory)[part.offset : part.offset + part.size]
         return read_tensor(data, datatype, part.shape, name=name)
 
@@ -189,7 +191,7 @@ class Slot:
 
     def _lay_down(self, offset: int, pieces: Sequence[Any]) -> None:
         for piece in pieces:
-            end = offset + memoryview(piece).nbytes
+            end = offset + (piece.nbytes if isinstance(piece, np.ndarray) else len(piece))
             self._memory[offset:end] = piece
             offset = end
 
@@ -198,6 +200,9 @@ def _layout(
     datatype: DataType, pieces: Sequence[Array], pad: Pad | None
 ) -> tuple[int, tuple[int, ...], Sequence[Any], Pad | None]:
     """Bytes, shape, and what to write, for `pieces` put together along the first axis; no padding where none is needed."""
+    if len(pieces) == 1 and datatype is not DataType.BYTES:
+        piece = np.ascontiguousarray(pieces[0])
+        return piece.nbytes, pieces[0].shape, (piece,), None
     shape = shape_together(pieces, pad)
     if datatype is DataType.BYTES:
         written = [write_tensor(piece, datatype) for piece in pieces]
