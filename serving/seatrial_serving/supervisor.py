@@ -85,11 +85,12 @@ class Supervisor:
         self._locks: defaultdict[Source, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def start(self, sources: Sequence[Source | TritonRepository]) -> None:
-        """Bring up all `sources`. Raises the first one's error, if there is one; of a repository, only if none of its models
-        can be served.
+        """Bring up all `sources`; until then the server is not ready. Raises the first one's error, if there is one; of a
+        repository, only if none of its models can be served.
         """
+        self._plane.starting = True
         await self._forks.start()
-        refs = self._refs = [source for source in sources if isinstance(source, ModelRef)]
+        refs = self._refs = list(dict.fromkeys(source for source in sources if isinstance(source, ModelRef)))
         ensembles = [source for source in sources if isinstance(source, OnDisk) and source.declares_ensemble]
         for source in sources:
             if isinstance(source, OnDisk) and source not in ensembles:
@@ -106,6 +107,8 @@ class Supervisor:
             await first
         for source in ensembles:  # whose models are up now
             await self._start_on_disk(source)
+        self._plane.starting = False
+        self._changed()
 
     async def _start_on_disk(self, source: OnDisk) -> None:
         target = self._wanted[source] = Target(path=source.path, digest="", alias="")
@@ -192,9 +195,8 @@ class Supervisor:
     def _sources(self, name: str) -> list[Source]:
         sources = [source for source, model in self._names.items() if model == name]
         if not sources:
-            raise UnknownModel(
-                f"there is no model {name!r} to load or unload; there are {sorted(set(self._names.values()))}"
-            )
+            others = "" if self._plane.guard else f"; there are {sorted(set(self._names.values()))}"  # as in `resolve`
+            raise UnknownModel(f"there is no model {name!r} to load or unload{others}")
         return sources
 
     async def _change(

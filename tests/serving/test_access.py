@@ -205,7 +205,7 @@ def test_rights_are_for_models_and_acts(server: Server, file: Path) -> None:
 
 
 def test_lists_have_only_what_the_caller_may_know_of(server: Server, file: Path) -> None:
-    made = known(server, grant(file, "narrow", acts=["read"], models=["other"]))
+    made = known(server, grant(file, "narrow", acts=["read", "manage"], models=["other", "ghost"]))
     index = httpx.post(server.url("/v2/repository/index"), headers=made.headers).json()
     models = httpx.get(server.url("/v1/models"), headers=made.headers).json()["data"]
     torchserve = httpx.get(server.url("/models"), headers=made.headers).json()["models"]
@@ -216,6 +216,8 @@ def test_lists_have_only_what_the_caller_may_know_of(server: Server, file: Path)
     assert [each["name"] for each in statistics] == ["other"]
     unknown = httpx.get(server.url("/v2/models/other/versions/9"), headers=made.headers)
     assert (unknown.status_code, "linear" in unknown.text) == (404, False)
+    ghost = httpx.post(server.url("/v2/repository/models/ghost/load"), headers=made.headers)
+    assert (ghost.status_code, "linear" in ghost.text) == (404, False)
 
 
 @pytest.mark.parametrize(
