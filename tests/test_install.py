@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -130,6 +131,11 @@ def test_the_lock_has_a_hash_for_everything_and_no_address() -> None:
     pinned = [line for line in lines if "==" in line]
     assert pinned
     assert all(line.endswith("\\") for line in pinned), "a hash follows each"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = {re.split(r"[^\w.-]", each)[0] for extra in ("serving", "text", "oidc") for each in extras[extra]} - {
+        "seatrial"
+    }
+    assert {_normal(each) for each in wanted} <= {_normal(line.partition("==")[0]) for line in pinned}
     constraints = (ROOT / "constraints.txt").read_text().splitlines()
     versions = {_normal(name): version for name, version in (line.split("==") for line in constraints)}
     for line in pinned:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seatrial.bundle.leftover import Hold
 from seatrial.errors import BundleCorrupt, NotEnoughMemory, NotInRegistry, SeatrialError, UnknownModel
 from seatrial.machine import cores, free_memory_bytes, memory_bytes, private_bytes
 from seatrial.registry import ModelRef
@@ -72,6 +73,8 @@ class Supervisor:
         self._reconciling: dict[Source, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining: set[asyncio.Task[None]] = set()
+        self._holds: dict[Generation, Hold] = {}
+        """On what is served, so that `seatrial gc` leaves it."""
         self._registry_answered: float | None = None
         self._drifting: dict[Source, float] = {}
         """Since when a reference has meant something else than what is served."""
@@ -370,6 +373,7 @@ class Supervisor:
         swaps = self._metrics.swaps[identity.name]
         _, old = self._current.get(source, (None, None))
         began = time.monotonic()
+        hold = Hold(target.path)
         try:
             spawn, count, of_what = self._engines(target, identity, serving)
             if old is not None and not self._fits(target, old):
@@ -377,9 +381,11 @@ class Supervisor:
             gently = any(generation.ready for generation in self._plane.generations())
             new = await Generation.start(identity, spawn, count=count, metrics=metrics, settings=serving, gently=gently)
         except BaseException:
+            hold.release()
             if old is not None:
                 swaps[Swap.FAILED] += 1
             raise
+        self._holds[new] = hold
         whole = _whole(source) or source
         default = self._default_sources.setdefault(identity.name, whole) == whole
         self._plane.install(new, default=default)
@@ -440,6 +446,7 @@ class Supervisor:
 
     async def _drain(self, generation: Generation) -> None:
         await generation.drain()
+        self._holds.pop(generation).release()
         log.info("%s %s has ended", generation.identity, generation.identity.variant)
 
     def _run(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":

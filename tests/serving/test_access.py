@@ -3,8 +3,10 @@
 import hmac
 import json
 import os
+import shutil
 import socket
 import stat
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -86,7 +88,8 @@ def inputs() -> list[triton_grpc.InferInput]:
     [("POST", INFER), ("GET", "/v2"), ("GET", "/v2/models/linear"), ("GET", "/v2/models/linear/ready"), ("GET", "/nowhere"),
      ("POST", "/v2/repository/index"), ("POST", "/v2/repository/models/linear/unload"), ("POST", "/invocations"),
      ("POST", "/v1/embeddings"), ("GET", "/v1/models"), ("POST", "/predictions/linear"), ("POST", "/v1/models/linear:predict"),
-     ("GET", "/v2/health/../models/linear"), ("GET", "/V2/HEALTH/LIVE"), ("GET", "/docs")],
+     ("GET", "/v2/health/../models/linear"), ("GET", "/V2/HEALTH/LIVE"), ("GET", "/openapi.json"),
+     ("GET", "/docs/")],
 )  # fmt: skip
 @pytest.mark.parametrize(
     "headers",
@@ -103,6 +106,22 @@ def test_nobody_is_let_in_without_a_key(server: Server, method: str, path: str, 
 @pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready", "/livez", "/readyz", "/ping", "/health"])
 def test_how_the_server_is_anybody_may_ask(server: Server, path: str) -> None:
     assert httpx.get(server.url(path)).status_code == 200
+
+
+def test_the_page_that_asks_for_a_key_is_everybody_s_and_tells_nothing(server: Server, tmp_path: Path) -> None:
+    page = httpx.get(server.url("/docs"))
+    assert page.status_code == 200
+    assert "linear" not in page.text
+    for kept in ("localStorage", "sessionStorage", "cookie", "location.hash"):
+        assert kept not in page.text
+    if (chromium := shutil.which("chromium")) is None:
+        return
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000"]
+    shown = subprocess.run(
+        [chromium, *flags, "--dump-dom", server.url("/docs")], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+    assert '<p id="access">' in shown, "not hidden any more"
+    assert "the server asks who calls" in shown
 
 
 def test_over_grpc_nobody_is_let_in_either_but_for_health(server: Server) -> None:
@@ -479,6 +498,7 @@ def test_a_door_that_does_not_ask_lets_nobody_in(tmp_path: Path) -> None:
         ({"access": {"file": "f", "tokens": {"algorithms": ["none"]}}}, "RS256"),
         ({"tls": {"certificate": "c"}}, "certificate and key belong together"),
         ({"tls": {"client_ca": "c"}}, "client_ca needs"),
+        ({"tls": {"metrics": True}}, "metrics needs"),
     ],
 )
 def test_settings_that_would_protect_nothing_are_refused(wrong: dict[str, object], words: str) -> None:

@@ -16,6 +16,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from seatrial.bundle import MAIN, Bundle
+from seatrial.bundle.leftover import built_for
 from seatrial.cuda import first_device
 from seatrial.engines import PROVIDER, PROVIDERS
 from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable, SeatrialError, WrongInput
@@ -142,7 +143,7 @@ def open_bundle(bundle: Bundle, threads: int, spinning: bool) -> OnnxRuntime:
         options=manifest.engine.options,
         threads=threads,
         spinning=spinning,
-        cache=bundle.path.with_name(f".built-{bundle.path.name}"),
+        cache=built_for(bundle.path),
     )
 
 
