@@ -240,7 +240,7 @@ async def _caller(plan: Plan, request: InferRequest) -> AsyncIterator[Call]:
         return {httpx.codes.OK: OK, _LOST: "connection lost"}.get(status, str(status))
 
     yield call
-    connection.close()
+    await connection.close()
 
 
 async def _connect(address: SplitResult, tls: ssl.SSLContext | None) -> "_Connection":
@@ -297,6 +297,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._answer: asyncio.Future[int] | None = None
+        self._lost = asyncio.Event()
         self._parser = httptools.HttpResponseParser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -306,8 +307,9 @@ class _Connection(asyncio.Protocol):
     def closed(self) -> bool:
         return self._transport.is_closing()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._transport.close()
+        await self._lost.wait()  # TLS ends with a word of the other side's
 
     def ask(self, request: bytes) -> "asyncio.Future[int]":
         """The status of the answer; `_LOST` where the connection broke."""
@@ -326,6 +328,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the signature is asyncio's
         self._finish(_LOST)
+        self._lost.set()
 
     def _finish(self, status: int) -> None:
         if self._answer is not None and not self._answer.done():

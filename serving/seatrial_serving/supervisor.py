@@ -446,7 +446,8 @@ class Supervisor:
 
     async def _drain(self, generation: Generation) -> None:
         await generation.drain()
-        self._holds.pop(generation).release()
+        if (hold := self._holds.pop(generation, None)) is not None:  # it is drained twice where room was made
+            hold.release()
         log.info("%s %s has ended", generation.identity, generation.identity.variant)
 
     def _run(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":

@@ -22,7 +22,7 @@ from tests.core.test_bundle import draft as draft  # noqa: PLC0414 - a fixture
 from tests.registries import publish
 
 HOUR = 3600.0
-NOW = 1_800_000_000.0
+NOW = 1_600_000_000.0
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ import tritonclient.grpc as triton_grpc
 
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
+from tests.commands import type_seatrial
 from tests.conditions import soon, until
 from tests.registries import publish
 from tests.servers import Server, serving, start, when_ready
@@ -169,17 +170,20 @@ def test_an_unreachable_registry_is_said_and_a_remembered_bundle_is_served(setti
     assert "MLFLOW_TRACKING_URI" in (tmp_path / "third" / "err").read_text()
 
 
-def test_what_is_served_is_never_collected(home: Path, tmp_path: Path) -> None:
+def test_what_is_served_is_never_collected(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = LinearBundle().write(home / "bundles")
-    collect = [sys.executable, "-m", "seatrial", "gc", "--yes", "--unused-for", "0"]
+
+    def collect() -> str:
+        return type_seatrial("gc", "--yes", "--unused-for", "0", monkeypatch=monkeypatch, capsys=capsys).out
+
     with serving(bundle.path, place=tmp_path / "server", environment=ONE_ENGINE) as server:
-        said = subprocess.run(collect, capture_output=True, text=True, check=True).stdout
-        assert "a running server" in said
+        assert "a running server" in collect()
         server.engines()[0].kill()
         until(lambda: server.total("seatrial_engine_deaths_total") == 1 and server.total("seatrial_engines") == 1)
         assert answered(server) == linear(X)[0].tolist()
-    said = subprocess.run(collect, capture_output=True, text=True, check=True).stdout
-    assert "removed 1 of 1" in said
+    assert "removed 1 of 1" in collect()
     assert not bundle.path.exists()
 
 

@@ -176,8 +176,8 @@ def test_our_own_commands_show_a_key_and_trust_an_authority(
     monkeypatch.setenv("SEATRIAL_API_KEY", made.key)
     until(lambda: told().version == "1")
     for url, protocol in ((rest, "rest"), (grpc, "grpc")):
-        asked = ("bench", url, "--model", "linear", "--protocol", protocol, "-c", 1, "-s", 0.1, "--json")
-        put_on = type_seatrial(*asked, monkeypatch=monkeypatch, capsys=capsys)
+        load = ("bench", url, "--model", "linear", "--protocol", protocol, "-c", 1, "-s", 0.1, "--json")
+        put_on = type_seatrial(*load, monkeypatch=monkeypatch, capsys=capsys)
         assert (put_on.code, list(json.loads(put_on.out)["outcomes"])) == (0, ["ok"]), put_on
     asked = ("conformance", rest, "--grpc", grpc, "--model", "linear", "--only", "infer.*", "--json")
     judged = type_seatrial(*asked, monkeypatch=monkeypatch, capsys=capsys)
