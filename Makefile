@@ -60,7 +60,7 @@ lock: ## resolve anew: constraints.txt and serving/requirements.lock
 	build/lock/bin/pip install --quiet --disable-pip-version-check '$(TORCH)'
 	build/lock/bin/pip install --quiet --disable-pip-version-check '.[dev]'
 	build/lock/bin/pip freeze --exclude seatrial --exclude torch > constraints.txt
-	build/lock/bin/pip-compile --quiet --extra serving --generate-hashes --strip-extras --no-header --no-annotate \
+	build/lock/bin/pip-compile --quiet --extra serving --extra text --extra oidc --generate-hashes --strip-extras --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options --unsafe-package seatrial \
 		--constraint constraints.txt --output-file build/lock/serving.lock pyproject.toml
 	grep -v '^#' build/lock/serving.lock | sed '/^$$/d' > serving/requirements.lock

@@ -1,4 +1,4 @@
-"""What all tests share: one migrated MLflow store, made once a run and copied for each home."""
+"""What all tests share: one migrated MLflow store, made once a run and copied for each home; and how they share workers."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from seatrial.settings import Settings
@@ -16,6 +17,31 @@ ROOT = Path(__file__).parent.parent
 # The workers of a run share the cores: torch's threads that wait for one another sleep, instead of spinning in the way of
 # the others. Read when torch is imported, hence here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+# What takes long on a busy machine is no fault: how long is measured where it matters.
+hypothesis.settings.register_profile("seatrial", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("seatrial")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a fixture of their module go to one worker: a server that each worker starts is started twice."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None and _shares_with_its_module(item):
+            item.add_marker(pytest.mark.xdist_group(".".join(item.path.relative_to(ROOT).with_suffix("").parts)))
+
+
+def _shares_with_its_module(item: pytest.Item) -> bool:
+    assert isinstance(item, pytest.Function)
+    return any(defined[-1].scope == "module" for defined in item._fixtureinfo.name2fixturedefs.values())
+
+
+@pytest.fixture(autouse=True)
+def _no_authorities(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test asks beyond this machine, and reading who signs the world's certificates takes httpx 30 ms for each client."""
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path_factory.getbasetemp()))
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,17 @@
-"""The subcommands that need no component: `doctor` and `bundle`."""
+"""The subcommands that need no component: `doctor`, `bundle` and `gc`."""
 
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from seatrial.cli import EXIT_FAILED, json_option, show
+
+if TYPE_CHECKING:
+    from seatrial.bundle.leftover import Stored
 
 
 @click.command()
@@ -136,3 +142,65 @@ def pull(model: str, *, destination: Path | None, as_json: bool) -> None:
         opened = fetch_bundle(registry, version, target=settings.registry.target, store=destination or settings.bundles)
     opened.verify()
     show({"digest": opened.digest, "path": str(opened.path)}, as_json=as_json, text=lambda: str(opened.path))
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Remove them. Without it, nothing is changed.")
+@click.option(
+    "--unused-for", "hours", type=click.FloatRange(0), default=1.0, show_default=True,
+    help="Keep what was written or asked for within so many hours.",
+)  # fmt: skip
+@json_option
+def gc(*, yes: bool, hours: float, as_json: bool) -> None:
+    """Find bundles in the local store that nobody needs: no alias, no reference that was served, no running server.
+
+    What is removed can be fetched again, as long as the registry has it.
+
+    \b
+    Example:
+      seatrial gc
+      seatrial gc --yes
+    """
+    import time
+
+    from seatrial.bundle.leftover import survey
+    from seatrial.files import sweep
+    from seatrial.registry import BUNDLE_TAG, open_registry
+    from seatrial.registry.watch import Memory
+    from seatrial.settings import load_settings
+
+    settings = load_settings()
+    needed = {told.digest: f"{told.ref}, as it was served last" for told in Memory.of(settings).all()}
+    with closing(open_registry(settings)) as registry:
+        for version in registry.aliased():
+            whose = f"{version}, @{', @'.join(version.aliases)}"
+            needed |= {digest: whose for tag, digest in version.tags.items() if tag.startswith(BUNDLE_TAG)}
+    stored = list(survey(settings.bundles, needed, unused_for_s=hours * 3600, now=time.time()))
+    removed = [each for each in stored if yes and not each.needed and each.remove()]
+    if yes:
+        sweep(settings.bundles, older_than_s=24 * 3600, now=time.time())
+    left = [each for each in stored if not each.needed and each not in removed]
+
+    def text() -> str:
+        lines = [
+            f"{each.path.name[:19]}…  {each.size_bytes / 1e6:9.1f} MB  {each.model:<24}  "
+            f"{'removed' if each in removed else each.needed or 'needed by nobody'}"
+            for each in stored
+        ]
+        if yes:
+            lines.append(f"removed {len(removed)} of {len(stored)} bundles, {_megabytes(removed)}")
+        else:
+            lines.append(f"{len(left)} of {len(stored)} bundles are needed by nobody, {_megabytes(left)}")
+            lines += ["remove them with: seatrial gc --yes"] if left else []
+        return "\n".join(lines)
+
+    def as_dicts(some: Sequence["Stored"]) -> list[dict[str, object]]:
+        return [{**asdict(each), "path": str(each.path)} for each in some]
+
+    needed_ones = [each for each in stored if each.needed]
+    result = {"removed": as_dicts(removed), "unneeded": as_dicts(left), "needed": as_dicts(needed_ones)}
+    show(result, as_json=as_json, text=text)
+
+
+def _megabytes(some: Sequence["Stored"]) -> str:
+    return f"{sum(each.size_bytes for each in some) / 1e6:.1f} MB"

@@ -1,14 +1,18 @@
 """Files that are whole or not there: written aside, synced, then renamed into place."""
 
+import ctypes
 import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from seatrial.errors import DiskFull
+
+_HERE, _EXCHANGE = -100, 2
+"""Linux's AT_FDCWD and RENAME_EXCHANGE, which Python has not got."""
 
 
 @contextmanager
@@ -40,8 +44,8 @@ def directory_aside(parent: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def put_in_place(aside: Path, target: Path) -> None:
-    """Sync `aside` and rename it to `target`. If `target` came into being meanwhile, that one stays."""
+def put_in_place(aside: Path, target: Path, *, whole: Callable[[Path], bool] = lambda _: True) -> None:
+    """Sync `aside` and rename it to `target`. One that is there already stays if it is `whole`; else the two change places."""
     _sync_tree(aside)
     aside.chmod(0o755)
     try:
@@ -49,6 +53,8 @@ def put_in_place(aside: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
+        if not whole(target):
+            _exchange(aside, target)
     _sync(target.parent)
 
 
@@ -76,6 +82,21 @@ def sweep(directory: Path, *, older_than_s: float, now: float) -> list[Path]:
     for path in left:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     return left
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """In one step, where the system can; else there is for an instant no `other`."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        failed = -1
+    else:
+        failed = rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)
+    if failed:
+        aside = Path(tempfile.mkdtemp(prefix=".new-", dir=one.parent))
+        other.rename(aside)
+        one.rename(other)
+        aside.rename(one)
 
 
 def _sync_tree(directory: Path) -> None:

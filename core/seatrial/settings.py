@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -18,6 +18,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from seatrial.credentials import Credentials
 from seatrial.errors import InvalidSettings
 from seatrial.spelling import did_you_mean
 
@@ -118,16 +119,18 @@ class Doors(_Group):
 
 
 class Tls(_Group):
-    """TLS on the ports of REST, gRPC and management. The files are read again when they change."""
+    """TLS on the ports of REST, gRPC and management, and if wanted of metrics. The files are read again when they change."""
 
     certificate: Path | None = None
-    """The server's certificate and those between it and the root, PEM. With it, all three ports speak TLS only."""
+    """The server's certificate and those between it and the root, PEM. With it, these three ports speak TLS only."""
     key: Path | None = None
     """The certificate's private key, PEM, without a password."""
     client_ca: Path | None = None
     """Certificates that sign those of clients, PEM. With it, clients are asked for one."""
     client_certificate: Literal["required", "optional"] = "required"
     """Whether a client without a certificate is refused in the handshake. Kubernetes' own probes have none."""
+    metrics: bool = False
+    """Whether the port of metrics speaks TLS as the others do. Who scrapes it must know."""
 
     @model_validator(mode="after")
     def _complete(self) -> "Tls":
@@ -135,6 +138,8 @@ class Tls(_Group):
             raise ValueError("certificate and key belong together: set both or neither")
         if self.client_ca and not self.certificate:
             raise ValueError("client_ca needs certificate and key: without TLS nobody is asked for a certificate")
+        if self.metrics and not self.certificate:
+            raise ValueError("metrics needs certificate and key: there is no TLS without them")
         return self
 
 
@@ -284,6 +289,11 @@ class Settings(BaseSettings):
     """Where state lives: the embedded MLflow database, artifacts, bundles, runs."""
     data: Path | None = None
     """The folder with the data sets that recipes name; by default `data` in the home directory."""
+    api_key: SecretStr | None = None
+    """The key or token that `bench`, `conformance`, `status --server` and `promote --server` show a server. Keep it in the
+    environment: it is no option, because a command line is seen by everybody on the machine."""
+    server_ca: Path | None = None
+    """Certificates that sign those of the servers that these commands ask by https, PEM; by default the world's."""
     registry: Registry = Registry()
     serving: Serving = Serving()
     export: Export = Export()
@@ -305,6 +315,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         platform = InitSettingsSource(settings_cls, _vertex())
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls), platform
+
+    @property
+    def credentials(self) -> Credentials:
+        """Raises `InvalidSettings`."""
+        return Credentials(key=self.api_key.get_secret_value() if self.api_key else "", ca=self.server_ca)
 
     @property
     def bundles(self) -> Path:

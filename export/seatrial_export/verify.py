@@ -12,7 +12,7 @@ import numpy as np
 
 from seatrial.bundle import Bound
 from seatrial.bundle.evidence import Agreement
-from seatrial.errors import EngineFailed
+from seatrial.errors import EngineFailed, WrongInput
 from seatrial.tensors import Array
 from seatrial_export.candidate import Candidate
 from seatrial_export.exam import ROWS_AT_ONCE, Case, Exam
@@ -57,7 +57,7 @@ def verify(candidate: Candidate, predict: Predict, exam: Exam, *, program: Predi
         alone = [(case, answer) for case, answer in asked if case.alone]
         _check_company(predict, exam, _allowed_in_company(candidate, _distance(alone, exam), exam.scale))
         rows = _formed("real rows", answers(predict, exam.signature, exam.rows, size=ROWS_AT_ONCE), exam.source)
-    except EngineFailed as error:
+    except (EngineFailed, WrongInput) as error:
         raise Unfaithful(f"the engine refused inputs that the source takes: {error}") from error
     rerun = {name: _rerun_bound(candidate, rows[name], distance[name], exam.scale[name]) for name in exam.source}
     return Proof(

@@ -114,6 +114,10 @@ class GenerationFacts:
     load_s: float
     resident_bytes: int
 
+    @property
+    def labels(self) -> tuple[str, str, str]:
+        return self.model, self.version, self.variant
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AliasFacts:
@@ -213,19 +217,30 @@ def _states(facts: ServerFacts) -> Iterator[Metric]:
     yield _counter(series.DENIED, (((denial,), count) for denial, count in facts.denied.items()))
     yield _counter(series.LOG_DROPPED, [((), facts.log_dropped)])
     yield _counter(series.LOG_WRITTEN, [((), facts.log_written)])
-    live = [((each.model, each.version, each.variant), each) for each in facts.generations]
-    yield _gauge(series.QUEUE_DEPTH, ((labels, each.queue_depth) for labels, each in live))
-    yield _gauge(series.IN_FLIGHT, ((labels, each.in_flight) for labels, each in live))
-    yield _gauge(series.ENGINES, ((labels, each.engines) for labels, each in live))
-    yield _gauge(series.LOAD_DURATION, ((labels, each.load_s) for labels, each in live))
-    yield _gauge(series.RESIDENT, ((labels, each.resident_bytes) for labels, each in live))
-    yield _gauge(
-        series.LOADED,
-        (((*labels, each.digest, each.alias, str(each.verified).lower()), 1) for labels, each in live),
-    )
+    live = facts.generations
+    yield _gauge(series.QUEUE_DEPTH, _by_model(live, lambda each: each.queue_depth))
+    yield _gauge(series.IN_FLIGHT, _by_model(live, lambda each: each.in_flight))
+    yield _gauge(series.ENGINES, _by_model(live, lambda each: each.engines))
+    yield _gauge(series.LOAD_DURATION, _by_model(live, lambda each: each.load_s, together=max))
+    yield _gauge(series.RESIDENT, _by_model(live, lambda each: each.resident_bytes))
+    loaded = {(*each.labels, each.digest, each.alias, str(each.verified).lower()): 1 for each in live}
+    yield _gauge(series.LOADED, loaded.items())
 
 
 Samples = Iterable[tuple[Sequence[str], float]]
+
+
+def _by_model(
+    generations: Iterable[GenerationFacts],
+    fact: Callable[[GenerationFacts], float],
+    *,
+    together: Callable[[Iterable[float]], float] = sum,
+) -> Samples:
+    """Two aliases of one version are two generations with the same labels, and Prometheus takes none of them twice."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for each in generations:
+        found.setdefault(each.labels, []).append(fact(each))
+    return ((labels, together(values)) for labels, values in found.items())
 
 
 def _counter(spec: Series, samples: Samples) -> Metric:

@@ -19,7 +19,8 @@ wait_option = click.option(
     "servers",
     multiple=True,
     metavar="URL",
-    help="Wait until this server answers with the new version, and prove it by asking; may be repeated.",
+    help="Wait until this server answers with the new version, and prove it by asking (with the key in SEATRIAL_API_KEY); "
+    "may be repeated.",
 )
 within_option = click.option(
     "--within", "within_s", type=float, default=60.0, show_default=True, help="Seconds to wait for the servers."
@@ -149,7 +150,13 @@ def history(name: str, *, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--server", "servers", multiple=True, metavar="URL", help="Ask this server what it answers with.")
+@click.option(
+    "--server",
+    "servers",
+    multiple=True,
+    metavar="URL",
+    help="Ask this server what it answers with (with the key in SEATRIAL_API_KEY).",
+)
 @json_option
 def status(*, servers: tuple[str, ...], as_json: bool) -> None:
     """Show every alias with its version and bundle, what the ledger and running servers say, and where they disagree.
@@ -205,11 +212,12 @@ def _waivers(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def _wait(entry: "Entry", servers: tuple[str, ...], within_s: float) -> None:
+    from seatrial.settings import load_settings
     from seatrial_promotion.status import wait_for
 
     if servers:
         _tell(f"waiting until {', '.join(servers)} answer with version {entry.after}")
-        wait_for(servers, entry.model, entry.after, within_s=within_s)
+        wait_for(servers, entry.model, entry.after, shown=load_settings().credentials, within_s=within_s)
 
 
 def _tell(words: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from seatrial.credentials import Credentials
 from seatrial.errors import NotReady
 from seatrial.registry import BUNDLE_TAG, ModelRef, ModelVersion
 from seatrial.registry.embedded import EmbeddedRegistry
@@ -48,7 +49,7 @@ def status(settings: Settings, *, servers: Sequence[str] = ()) -> list[Standing]
         entries = ledger.entries(model.name) if model.aliases else []
         for alias in sorted(model.aliases):
             version = registry.resolve(ModelRef(name=model.name, alias=alias))
-            answers = tuple(ask(server, model.name) for server in servers)
+            answers = tuple(ask(server, model.name, settings.credentials) for server in servers)
             standings.append(_standing(version, alias, entries, answers, target=settings.registry.target))
     return standings
 
@@ -78,11 +79,12 @@ def _standing(
     )
 
 
-def ask(server: str, model: str) -> Answer:
+def ask(server: str, model: str, shown: Credentials) -> Answer:
     """Ask `server`, the address of a v2 REST endpoint, which version of `model` it answers with by default."""
     address = server if "://" in server else f"http://{server}"
+    url = f"{address.rstrip('/')}/v2/models/{model}"
     try:
-        answer = httpx.get(f"{address.rstrip('/')}/v2/models/{model}", timeout=ASK_S)
+        answer = httpx.get(url, timeout=ASK_S, headers=shown.headers, verify=shown.trusting())
         answer.raise_for_status()
         properties: dict[str, Any] = answer.json().get("properties", {})
     except (httpx.HTTPError, ValueError) as error:
@@ -91,12 +93,18 @@ def ask(server: str, model: str) -> Answer:
 
 
 def wait_for(
-    servers: Sequence[str], model: str, version: str, *, within_s: float, pause: Callable[[float], None] = time.sleep
+    servers: Sequence[str],
+    model: str,
+    version: str,
+    *,
+    shown: Credentials,
+    within_s: float,
+    pause: Callable[[float], None] = time.sleep,
 ) -> None:
     """Ask until every server answers with `version`. Raises `NotReady`, naming those that do not, after `within_s`."""
     deadline = time.monotonic() + within_s
     while True:
-        answers = [ask(server, model) for server in servers]
+        answers = [ask(server, model, shown) for server in servers]
         behind = [answer for answer in answers if answer.version != version]
         if not behind:
             return

@@ -6,6 +6,7 @@ are due at a steady rate, whatever the server does, and latency counts from when
 
 import asyncio
 import math
+import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -13,17 +14,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import grpc
 import httptools
 import httpx
 import numpy as np
 
+from seatrial.credentials import Credentials
 from seatrial.errors import InvalidSource, NotReady
 from seatrial.protocol import InferRequest, Tensor, encode_request, write_tensor
 from seatrial.tensors import Array, DataType
 from seatrial_serving.open_inference import SERVICE, messages
+from seatrial_serving.open_inference.ends import grpc_end
 
 Protocol: TypeAlias = Literal["rest", "rest-json", "grpc"]
 Call: TypeAlias = Callable[[], Awaitable[str]]
@@ -47,6 +50,7 @@ class Plan:
     rate: float | None = None
     samples: Path | None = None
     rows: int = ROWS_WHERE_UNKNOWN
+    credentials: Credentials = field(default_factory=Credentials)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +148,8 @@ async def _metadata(plan: Plan) -> dict[str, Any]:
     """The model's inputs, from the server itself."""
     if plan.protocol == "grpc":
         return await _grpc_metadata(plan)
-    async with httpx.AsyncClient() as client:
+    credentials = plan.credentials
+    async with httpx.AsyncClient(headers=credentials.headers, verify=credentials.trusting()) as client:
         try:
             answer = await client.get(f"{_http(plan.url)}/v2/models/{quote(plan.model)}")
             answer.raise_for_status()
@@ -155,14 +160,14 @@ async def _metadata(plan: Plan) -> dict[str, Any]:
 
 
 async def _grpc_metadata(plan: Plan) -> dict[str, Any]:
-    async with grpc.aio.insecure_channel(_address(plan.url)) as channel:
+    async with _channel(plan) as channel:
         ask = channel.unary_unary(
             f"/{SERVICE}/ModelMetadata",
             request_serializer=messages.ModelMetadataRequest.SerializeToString,
             response_deserializer=messages.ModelMetadataResponse.FromString,
         )
         try:
-            answer = await ask(messages.ModelMetadataRequest(name=plan.model), timeout=10)
+            answer = await ask(messages.ModelMetadataRequest(name=plan.model), timeout=10, metadata=_shown(plan))
         except grpc.RpcError as error:
             raise NotReady(f"{plan.url} does not describe the model '{plan.model}': {error}") from error
     return {"inputs": [{"name": i.name, "datatype": i.datatype, "shape": list(i.shape)} for i in answer.inputs]}
@@ -221,24 +226,27 @@ async def _caller(plan: Plan, request: InferRequest) -> AsyncIterator[Call]:
         f"POST /v2/models/{quote(plan.model)}/infer HTTP/1.1\r\nHost: {address.netloc}\r\n"
         f"Content-Length: {len(body)}\r\n"
         + (f"Inference-Header-Content-Length: {json_length}\r\n" if binary else "Content-Type: application/json\r\n")
+        + "".join(f"{name}: {value}\r\n" for name, value in plan.credentials.headers.items())
     )
     sent = head.encode() + b"\r\n" + body
-    connection = await _connect(address.hostname or "localhost", address.port or 80)
+    tls = plan.credentials.trusting() if address.scheme == "https" else None
+    connection = await _connect(address, tls)
 
     async def call() -> str:
         nonlocal connection
         if connection.closed:
-            connection = await _connect(address.hostname or "localhost", address.port or 80)
+            connection = await _connect(address, tls)
         status = await connection.ask(sent)
         return {httpx.codes.OK: OK, _LOST: "connection lost"}.get(status, str(status))
 
     yield call
-    connection.close()
+    await connection.close()
 
 
-async def _connect(host: str, port: int) -> "_Connection":
+async def _connect(address: SplitResult, tls: ssl.SSLContext | None) -> "_Connection":
+    host, port = address.hostname or "localhost", address.port or (443 if tls else 80)
     try:
-        _, connection = await asyncio.get_running_loop().create_connection(_Connection, host, port)
+        _, connection = await asyncio.get_running_loop().create_connection(_Connection, host, port, ssl=tls)
     except OSError as error:
         raise NotReady(f"{host}:{port} cannot be reached: {error}") from error
     return connection
@@ -246,19 +254,30 @@ async def _connect(host: str, port: int) -> "_Connection":
 
 @asynccontextmanager
 async def _grpc_caller(plan: Plan, request: InferRequest) -> AsyncIterator[Call]:
-    sent = as_grpc(request, plan.model)
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-    async with grpc.aio.insecure_channel(_address(plan.url), options=options) as channel:
+    sent, shown = as_grpc(request, plan.model), _shown(plan)
+    async with _channel(plan) as channel:
         ask = channel.unary_unary(f"/{SERVICE}/ModelInfer", request_serializer=bytes, response_deserializer=bytes)
 
         async def call() -> str:
             try:
-                await ask(sent, timeout=60)
+                await ask(sent, timeout=60, metadata=shown)
             except grpc.aio.AioRpcError as error:
                 return error.code().name
             return OK
 
         yield call
+
+
+def _channel(plan: Plan) -> grpc.aio.Channel:
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+    address, tls = grpc_end(plan.url, plan.credentials)
+    if tls is not None:
+        return grpc.aio.secure_channel(address, tls, options=options)
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+def _shown(plan: Plan) -> tuple[tuple[str, str], ...]:
+    return tuple(plan.credentials.headers.items())
 
 
 def as_grpc(request: InferRequest, model: str) -> bytes:
@@ -278,6 +297,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._answer: asyncio.Future[int] | None = None
+        self._lost = asyncio.Event()
         self._parser = httptools.HttpResponseParser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -287,8 +307,9 @@ class _Connection(asyncio.Protocol):
     def closed(self) -> bool:
         return self._transport.is_closing()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._transport.close()
+        await self._lost.wait()  # TLS ends with a word of the other side's
 
     def ask(self, request: bytes) -> "asyncio.Future[int]":
         """The status of the answer; `_LOST` where the connection broke."""
@@ -307,6 +328,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the signature is asyncio's
         self._finish(_LOST)
+        self._lost.set()
 
     def _finish(self, status: int) -> None:
         if self._answer is not None and not self._answer.done():
@@ -315,7 +337,3 @@ class _Connection(asyncio.Protocol):
 
 def _http(url: str) -> str:
     return url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}"
-
-
-def _address(url: str) -> str:
-    return urlsplit(url).netloc if "://" in url else url

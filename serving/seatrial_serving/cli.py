@@ -73,10 +73,11 @@ def serve(
         if as_json:
             click.echo(json.dumps({"event": "ready", **asdict(addresses)}))
             return
+        tls = settings.serving.tls
         click.echo(f"serving {', '.join(addresses.models)}")
-        click.echo(f"  REST     {'https' if settings.serving.tls.certificate else 'http'}://{addresses.http}")
+        click.echo(f"  REST     {'https' if tls.certificate else 'http'}://{addresses.http}")
         click.echo(f"  gRPC     {addresses.grpc}")
-        click.echo(f"  metrics  http://{addresses.metrics}/metrics")
+        click.echo(f"  metrics  {'https' if tls.metrics else 'http'}://{addresses.metrics}/metrics")
 
     run(what, settings, ready=ready)
 
@@ -108,6 +109,8 @@ def bench(
 ) -> None:
     """Put load on any Open Inference Protocol v2 server and say what it held: throughput, percentiles, errors.
 
+    A server that asks who calls is shown the key in SEATRIAL_API_KEY. Over TLS, of gRPC too, URL begins with https.
+
     \b
     Example:
       seatrial bench localhost:8000 --model digits-cnn -c 32
@@ -115,11 +118,20 @@ def bench(
     """
     import uvloop
 
+    from seatrial.settings import load_settings
     from seatrial_serving.bench import Plan
     from seatrial_serving.bench import bench as run
 
     plan = Plan(
-        url=url, model=model, protocol=protocol, callers=callers, seconds=seconds, rate=rate, rows=rows, samples=samples
+        url=url,
+        model=model,
+        protocol=protocol,
+        callers=callers,
+        seconds=seconds,
+        rate=rate,
+        rows=rows,
+        samples=samples,
+        credentials=load_settings().credentials,
     )
     result = uvloop.run(run(plan))
 
@@ -156,16 +168,20 @@ def conformance(
     """Judge any Open Inference Protocol v2 server from outside: what holds, over REST and gRPC, clause by clause.
 
     Extensions are judged where the server advertises them. Nothing on the server is changed. Ends with 3 if a required
-    check fails.
+    check fails. A server that asks who calls is shown the key in SEATRIAL_API_KEY. Over TLS, of gRPC too, its address
+    begins with https.
 
     \b
     Example:
       seatrial conformance localhost:8000 --grpc localhost:8001 --model digits-cnn
       seatrial conformance localhost:8000 --model digits-cnn --only 'errors.*' --json
     """
+    from seatrial.settings import load_settings
     from seatrial_serving.conformance.suite import Plan, judge
 
-    report = judge(Plan(url=url, grpc=grpc, model=model, samples=samples, only=only, hostile=hostile))
+    shown = load_settings().credentials
+    plan = Plan(url=url, grpc=grpc, model=model, samples=samples, only=only, hostile=hostile, credentials=shown)
+    report = judge(plan)
     show(report.document(strict=strict), as_json=as_json, text=lambda: report.text(color=sys.stdout.isatty()))
     if report.failing(strict=strict):
         raise SystemExit(EXIT_NOT_ADMITTED)

@@ -88,6 +88,8 @@ class DataPlane:
     """None where what is served is fixed."""
     guard: Guard | None = None
     """None where everybody may do everything."""
+    starting: bool = False
+    """True while what was asked for at the start is not all up: readiness says no, while what is up is served."""
     accepting: bool = True
     """False once draining began: readiness says no, while requests are still answered."""
     cache: ResponseCache | None = field(init=False)
@@ -166,18 +168,22 @@ class DataPlane:
         raise UnknownModel(f"there is no model {wanted!r} here{others}")
 
     def served(self) -> list[str]:
-        return sorted(str(generation.identity) for generation in self.generations())
+        return sorted(str(generation.identity) for generation in self._versions.values())
 
-    def visible(self) -> Iterator[Generation]:
-        """Of `generations`, those that the caller may know of."""
-        return (each for each in self.generations() if self._may_see(each.identity.name))
+    def versions(self, name: str) -> list[Generation]:
+        """The generation of each version of the model `name`."""
+        return [each for each in self._versions.values() if each.identity.name == name]
+
+    def visible(self) -> list[Generation]:
+        """The generation of each version of every model that the caller may know of."""
+        return [each for each in self._versions.values() if self._may_see(each.identity.name)]
 
     def _may_see(self, name: str) -> bool:
         return self.guard is None or CALLER.get().may_anything(name)
 
     def generations(self) -> Iterator[Generation]:
-        """Those that take requests, each once."""
-        yield from dict.fromkeys((*self._versions.values(), *self._defaults.values()))
+        """Those that take requests, each once. Two aliases of one version are two of them."""
+        yield from self._installed
 
     def addresses(self) -> list[tuple[str, str, Generation]]:
         """Every way in which the caller may ask for a generation: its model, its version or alias (with "@") or neither, and
@@ -194,6 +200,7 @@ class DataPlane:
         """Whether a load balancer should send requests: not draining, and every model that was asked for is up."""
         return (
             self.accepting
+            and not self.starting
             and bool(self._defaults)
             and self._expected <= self._defaults.keys()
             and all(generation.ready for generation in self.generations())

@@ -90,7 +90,7 @@ async def serve(
         http = HttpServer(application, serving.limits, door=application.infer, guard=guard, tls=tls)
         managing = Application(plane, frozenset({Act.READ, Act.MANAGE}))
         management = HttpServer(managing, serving.limits, guard=guard, tls=tls)
-        metrics_http = HttpServer(make_asgi_app(registry), serving.limits)
+        metrics_http = HttpServer(make_asgi_app(registry), serving.limits, tls=tls if serving.tls.metrics else None)
         stopping = stop or asyncio.Event()
         signals = Signals(stopping, supervisor.reload)
         stack.callback(signals.remove)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seatrial.bundle.leftover import Hold
 from seatrial.errors import BundleCorrupt, NotEnoughMemory, NotInRegistry, SeatrialError, UnknownModel
 from seatrial.machine import cores, free_memory_bytes, memory_bytes, private_bytes
 from seatrial.registry import ModelRef
@@ -72,6 +73,8 @@ class Supervisor:
         self._reconciling: dict[Source, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining: set[asyncio.Task[None]] = set()
+        self._holds: dict[Generation, Hold] = {}
+        """On what is served, so that `seatrial gc` leaves it."""
         self._registry_answered: float | None = None
         self._drifting: dict[Source, float] = {}
         """Since when a reference has meant something else than what is served."""
@@ -85,11 +88,12 @@ class Supervisor:
         self._locks: defaultdict[Source, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def start(self, sources: Sequence[Source | TritonRepository]) -> None:
-        """Bring up all `sources`. Raises the first one's error, if there is one; of a repository, only if none of its models
-        can be served.
+        """Bring up all `sources`; until then the server is not ready. Raises the first one's error, if there is one; of a
+        repository, only if none of its models can be served.
         """
+        self._plane.starting = True
         await self._forks.start()
-        refs = self._refs = [source for source in sources if isinstance(source, ModelRef)]
+        refs = self._refs = list(dict.fromkeys(source for source in sources if isinstance(source, ModelRef)))
         ensembles = [source for source in sources if isinstance(source, OnDisk) and source.declares_ensemble]
         for source in sources:
             if isinstance(source, OnDisk) and source not in ensembles:
@@ -106,6 +110,8 @@ class Supervisor:
             await first
         for source in ensembles:  # whose models are up now
             await self._start_on_disk(source)
+        self._plane.starting = False
+        self._changed()
 
     async def _start_on_disk(self, source: OnDisk) -> None:
         target = self._wanted[source] = Target(path=source.path, digest="", alias="")
@@ -192,9 +198,8 @@ class Supervisor:
     def _sources(self, name: str) -> list[Source]:
         sources = [source for source, model in self._names.items() if model == name]
         if not sources:
-            raise UnknownModel(
-                f"there is no model {name!r} to load or unload; there are {sorted(set(self._names.values()))}"
-            )
+            others = "" if self._plane.guard else f"; there are {sorted(set(self._names.values()))}"  # as in `resolve`
+            raise UnknownModel(f"there is no model {name!r} to load or unload{others}")
         return sources
 
     async def _change(
@@ -368,6 +373,7 @@ class Supervisor:
         swaps = self._metrics.swaps[identity.name]
         _, old = self._current.get(source, (None, None))
         began = time.monotonic()
+        hold = Hold(target.path)
         try:
             spawn, count, of_what = self._engines(target, identity, serving)
             if old is not None and not self._fits(target, old):
@@ -375,9 +381,11 @@ class Supervisor:
             gently = any(generation.ready for generation in self._plane.generations())
             new = await Generation.start(identity, spawn, count=count, metrics=metrics, settings=serving, gently=gently)
         except BaseException:
+            hold.release()
             if old is not None:
                 swaps[Swap.FAILED] += 1
             raise
+        self._holds[new] = hold
         whole = _whole(source) or source
         default = self._default_sources.setdefault(identity.name, whole) == whole
         self._plane.install(new, default=default)
@@ -438,6 +446,8 @@ class Supervisor:
 
     async def _drain(self, generation: Generation) -> None:
         await generation.drain()
+        if (hold := self._holds.pop(generation, None)) is not None:  # it is drained twice where room was made
+            hold.release()
         log.info("%s %s has ended", generation.identity, generation.identity.variant)
 
     def _run(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":

@@ -28,7 +28,7 @@ from seatrial.bundle import (
 )
 from seatrial.bundle.evidence import Evidence, Provenance
 from seatrial.errors import BundleCorrupt, DiskFull
-from seatrial.files import sweep
+from seatrial.files import _exchange, sweep
 from seatrial.machine import this_machine
 from seatrial.protocol import InferRequest, Tensor
 from seatrial.tensors import DataType, DynamicAxis, Signature, TensorSpec
@@ -95,6 +95,38 @@ def test_writing_a_bundle_twice_leaves_one(draft: Draft, tmp_path: Path) -> None
     first, second = write_bundle(draft, tmp_path / "store"), write_bundle(draft, tmp_path / "store")
     assert first == second
     assert [path.name for path in (tmp_path / "store").iterdir()] == [first.path.name]
+
+
+@pytest.mark.parametrize("damage", [b"", b"weights" * 99 + b"WEIGHTS", None], ids=["cut off", "changed", "missing"])
+def test_a_damaged_bundle_is_replaced_when_it_is_written_again(
+    draft: Draft, tmp_path: Path, damage: bytes | None
+) -> None:
+    bundle = write_bundle(draft, tmp_path / "store")
+    model = bundle.path / "model.onnx"
+    model.unlink()
+    if damage is not None:
+        model.write_bytes(damage)
+    with (bundle.path / "golden" / "000.request").open("rb") as mapped:  # as an engine that runs has it
+        write_bundle(draft, tmp_path / "store").verify()
+        assert mapped.read(), "who has the old one open keeps it"
+    assert [path.name for path in (tmp_path / "store").iterdir()] == [bundle.path.name]
+
+
+def test_directories_change_places_also_where_the_system_cannot_do_it_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for in_one_step in (True, False):
+        place = tmp_path / str(in_one_step)
+        one, other = place / "one", place / "other"
+        for each in (one, other):
+            each.mkdir(parents=True)
+            (each / each.name).touch()
+        if not in_one_step:
+            monkeypatch.setattr("seatrial.files._EXCHANGE", 1 << 20)  # which no kernel knows
+        _exchange(one, other)
+        assert [path.relative_to(place).as_posix() for path in sorted(place.rglob("*"))] == [
+            *("one", "one/other", "other", "other/one"),
+        ]
 
 
 def test_any_changed_fact_changes_the_digest(draft: Draft, tmp_path: Path) -> None:

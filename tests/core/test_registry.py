@@ -104,6 +104,30 @@ def test_a_bundle_is_fetched_whole_and_verified(
     assert [path.name for path in (tmp_path / "store").iterdir()] == [bundle.path.name]
 
 
+def test_a_bundle_that_was_damaged_in_the_store_is_fetched_again(
+    writer: EmbeddedRegistry, reader: Registry, bundle: Bundle, tmp_path: Path
+) -> None:
+    publish(writer, bundle)
+    version = reader.resolve(ModelRef.parse("tiny@champion"))
+    fetched = fetch_bundle(reader, version, target="onnx-cpu", store=tmp_path / "store")
+    (fetched.path / "model.onnx").write_bytes(b"half")
+    fetch_bundle(reader, version, target="onnx-cpu", store=tmp_path / "store").verify()
+    assert [path.name for path in (tmp_path / "store").iterdir()] == [bundle.path.name]
+
+
+def test_versions_that_an_alias_points_at_are_listed_once(
+    writer: EmbeddedRegistry, reader: Registry, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(writer, bundle)
+    number = publish(writer, bundle)
+    writer.client.set_registered_model_alias("tiny", "stable", number)
+    writer.client.create_registered_model("another")
+    monkeypatch.setattr(f"{type(reader).__module__}.PAGE", 1)
+    [listed] = [each for each in reader.aliased() if each.name == "tiny"]
+    assert (listed.version, sorted(listed.aliases)) == (number, ["champion", "stable"])
+    writer.client.delete_registered_model("another")
+
+
 def test_a_bundle_that_was_changed_in_the_registry_never_gets_into_the_store(
     writer: EmbeddedRegistry, reader: Registry, bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -96,3 +96,22 @@ def test_every_setting_has_a_description() -> None:
 
     assert undescribed(Settings) == []
     assert "serving.limits.body_bytes" in setting_names(Settings)
+
+
+def test_the_key_that_our_commands_show_is_told_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().credentials.headers == {}
+    monkeypatch.setenv("SEATRIAL_API_KEY", "seatrial_1_secret")
+    settings = load_settings()
+    assert settings.credentials.headers == {"authorization": "Bearer seatrial_1_secret"}
+    assert "secret" not in f"{settings!r} {settings.credentials!r} {settings.model_dump_json()}"
+    monkeypatch.setenv("SEATRIAL_API_KEY", "secret\r\nx-evil: 1")
+    with pytest.raises(InvalidSettings, match="not one word") as refused:
+        _ = load_settings().credentials
+    assert "secret" not in str(refused.value)
+
+
+def test_an_authority_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("half")
+    for path in (tmp_path / "none.pem", tmp_path / "ca.pem"):
+        with pytest.raises(InvalidSettings, match=f"server_ca is {path}"):
+            Settings(server_ca=path).credentials.trusting()

@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -93,6 +94,17 @@ def test_variants_of_a_version_are_apart_for_us_and_one_for_triton() -> None:
     samples = exposed(counted)
     assert value(samples, "seatrial_requests_total", variant="int8", protocol="rest", outcome="ok") == 5
     assert value(samples, "nv_inference_request_success", model="m", version="1") == 7
+
+
+def test_two_aliases_of_a_version_are_one_sample_of_each_series() -> None:
+    other = replace(FACTS, alias="stable", engines=1, queue_depth=5, load_s=0.2)
+    samples = exposed(metrics(ServerFacts(generations=[FACTS, other, FACTS])))
+    names = [(each.name, tuple(sorted(each.labels.items()))) for each in samples]
+    assert len(names) == len(set(names))
+    assert value(samples, "seatrial_engines", model="m", version="1") == 2 + 1 + 2
+    assert value(samples, "seatrial_queue_depth", model="m") == 3 + 5 + 3
+    assert value(samples, "seatrial_model_load_duration_seconds", model="m") == 0.5
+    assert value(samples, "seatrial_model_loaded_info", alias="stable") == 1
 
 
 def test_every_series_is_there_from_the_start_with_every_label_value() -> None:

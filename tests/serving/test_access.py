@@ -3,6 +3,7 @@
 import hmac
 import json
 import os
+import re
 import socket
 import stat
 import threading
@@ -36,6 +37,7 @@ from seatrial_serving.access.watched import Watched
 from seatrial_serving.data_plane import DataPlane
 from tests.conditions import until
 from tests.servers import Server, serving
+from tests.serving.browser import page
 from tests.serving.callers import Made, grant
 from tests.serving.models import LinearBundle, linear, linear_onnx
 
@@ -86,7 +88,8 @@ def inputs() -> list[triton_grpc.InferInput]:
     [("POST", INFER), ("GET", "/v2"), ("GET", "/v2/models/linear"), ("GET", "/v2/models/linear/ready"), ("GET", "/nowhere"),
      ("POST", "/v2/repository/index"), ("POST", "/v2/repository/models/linear/unload"), ("POST", "/invocations"),
      ("POST", "/v1/embeddings"), ("GET", "/v1/models"), ("POST", "/predictions/linear"), ("POST", "/v1/models/linear:predict"),
-     ("GET", "/v2/health/../models/linear"), ("GET", "/V2/HEALTH/LIVE"), ("GET", "/docs")],
+     ("GET", "/v2/health/../models/linear"), ("GET", "/V2/HEALTH/LIVE"), ("GET", "/openapi.json"),
+     ("GET", "/docs/")],
 )  # fmt: skip
 @pytest.mark.parametrize(
     "headers",
@@ -103,6 +106,28 @@ def test_nobody_is_let_in_without_a_key(server: Server, method: str, path: str, 
 @pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready", "/livez", "/readyz", "/ping", "/health"])
 def test_how_the_server_is_anybody_may_ask(server: Server, path: str) -> None:
     assert httpx.get(server.url(path)).status_code == 200
+
+
+def test_the_page_is_everybody_s_and_tells_nothing(server: Server) -> None:
+    answer = httpx.get(server.url("/docs"))
+    assert answer.status_code == 200
+    assert "linear" not in answer.text
+    assert not re.search(r"localStorage|sessionStorage|cookie|location\.hash|indexedDB", answer.text)
+
+
+def test_in_a_browser_the_page_asks_for_a_key_and_shows_it(server: Server, file: Path, tmp_path: Path) -> None:
+    made = known(server, grant(file, "reader"))
+    with page(server.url("/docs"), tmp_path) as shown:
+        until(lambda: shown.run("document.getElementById('access')?.hidden") is False)
+        assert "the server asks who calls" in shown.run("document.body.innerText")
+        shown.run(
+            f"key = document.getElementById('key'), key.value = '{made.key}', key.dispatchEvent(new Event('change'))"
+        )
+        until(lambda: shown.run("document.querySelectorAll('#models h2').length") == 2)
+        shown.run("document.querySelector('button.send').click()")
+        until(lambda: " after " in shown.run("document.querySelector('.act [role=status]').textContent"))
+        assert shown.run("document.querySelector('.act [role=status]').textContent").startswith("200 ")
+        assert made.key not in shown.run("document.documentElement.outerHTML + location.href")
 
 
 def test_over_grpc_nobody_is_let_in_either_but_for_health(server: Server) -> None:
@@ -205,7 +230,7 @@ def test_rights_are_for_models_and_acts(server: Server, file: Path) -> None:
 
 
 def test_lists_have_only_what_the_caller_may_know_of(server: Server, file: Path) -> None:
-    made = known(server, grant(file, "narrow", acts=["read"], models=["other"]))
+    made = known(server, grant(file, "narrow", acts=["read", "manage"], models=["other", "ghost"]))
     index = httpx.post(server.url("/v2/repository/index"), headers=made.headers).json()
     models = httpx.get(server.url("/v1/models"), headers=made.headers).json()["data"]
     torchserve = httpx.get(server.url("/models"), headers=made.headers).json()["models"]
@@ -216,6 +241,8 @@ def test_lists_have_only_what_the_caller_may_know_of(server: Server, file: Path)
     assert [each["name"] for each in statistics] == ["other"]
     unknown = httpx.get(server.url("/v2/models/other/versions/9"), headers=made.headers)
     assert (unknown.status_code, "linear" in unknown.text) == (404, False)
+    ghost = httpx.post(server.url("/v2/repository/models/ghost/load"), headers=made.headers)
+    assert (ghost.status_code, "linear" in ghost.text) == (404, False)
 
 
 @pytest.mark.parametrize(
@@ -477,6 +504,7 @@ def test_a_door_that_does_not_ask_lets_nobody_in(tmp_path: Path) -> None:
         ({"access": {"file": "f", "tokens": {"algorithms": ["none"]}}}, "RS256"),
         ({"tls": {"certificate": "c"}}, "certificate and key belong together"),
         ({"tls": {"client_ca": "c"}}, "client_ca needs"),
+        ({"tls": {"metrics": True}}, "metrics needs"),
     ],
 )
 def test_settings_that_would_protect_nothing_are_refused(wrong: dict[str, object], words: str) -> None:

@@ -42,9 +42,9 @@ def test_every_request_is_sent_answered_and_counted_once(server: Server, protoco
 
 def test_an_open_loop_sends_what_is_due_and_counts_the_wait(server: Server) -> None:
     """One caller cannot keep up with so many: latency counts from when each was due, and so it grows."""
-    plan = Plan(url=server.http, model="linear", callers=1, seconds=0.2, warm_up_s=0.0, rate=50_000)
+    plan = Plan(url=server.http, model="linear", callers=1, seconds=0.1, warm_up_s=0.0, rate=20_000)
     result = asyncio.run(bench(plan))
-    assert result.requests == 10_000
+    assert result.requests == 2_000
     assert result.p99_ms > 1.5 * result.p50_ms > 100
 
 

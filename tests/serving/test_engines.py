@@ -21,7 +21,7 @@ from seatrial.machine import Machine, resident_bytes
 from seatrial.tensors import DataType
 from seatrial_serving.engines import OPENERS, Engine, open_engine
 from seatrial_serving.engines.onnxruntime import LARGE_BYTES, OnnxRuntime, _open, _profile, read_signature
-from seatrial_serving.engines.proof import replay, warm_up, zeros
+from seatrial_serving.engines.proof import replay, run, warm_up, zeros
 from tests.serving.engine_bundles import HEAVY, LAYERS, SIZE, heavy_bundle, heavy_onnx, linear_bundle
 from tests.serving.models import SIGNATURE, LinearBundle, everything_onnx, gather_onnx, linear, linear_onnx, save
 
@@ -201,12 +201,16 @@ def test_strings_reach_the_graph_as_text_and_come_back(tmp_path: Path) -> None:
         engine.predict(inputs)
 
 
-def test_what_onnx_runtime_refuses_is_an_engine_failure(tmp_path: Path) -> None:
+def test_a_value_that_the_graph_cannot_take_is_its_sender_s_fault_and_nothing_else_is(tmp_path: Path) -> None:
     path = gather_onnx(tmp_path / "gather.onnx")
     engine = OnnxRuntime({"main": path}, signature=read_signature(path), options={}, threads=1)
     assert engine.signature.dynamic_axes[1].name == "tokens"
-    with pytest.raises(EngineFailed, match="refused the batch"):
+    with pytest.raises(WrongInput, match="idx=9 must be within the inclusive range"):
         engine.predict({"ids": np.array([[9]])})
+    with pytest.raises(EngineFailed, match="Invalid rank"):  # which the signature has let through: the model is broken
+        engine.predict({"ids": np.array([9])})
+    with pytest.raises(EngineFailed, match=r"which is its own: .* idx=9"):
+        run(engine, {"ids": np.array([[9]])})
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x0a" * 100])

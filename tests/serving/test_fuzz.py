@@ -37,7 +37,7 @@ from seatrial_serving.open_inference import SERVICE, messages
 from tests.servers import Server, serving
 from tests.serving.models import EncoderBundle, LinearBundle, everything_onnx, linear, pair_onnx
 
-SOME, MANY = 120, 12_000
+SOME, MANY = 60, 12_000
 CASES = pytest.mark.parametrize(
     "cases", [SOME, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])], ids=["some", "many"]
 )

@@ -342,7 +342,9 @@ async def test_a_bad_row_in_a_real_batch_spoils_nobody_elses_answer(tmp_path: Pa
         good, bad, longer = ask_ids(0, 1), ask_ids(0, 9), ask_ids(1, 2, 3)
         assert [tensor.array.shape for tensor in await good.answer] == [(1, 2, 3)]
         assert [tensor.array.shape for tensor in await longer.answer] == [(1, 3, 3)]
-        with pytest.raises(EngineFailed, match="refused the batch"):
+        with pytest.raises(
+            WrongInput, match="refuses a value of the request: indices element out of data bounds, idx=9"
+        ):
             await bad.answer
 
 

@@ -21,6 +21,7 @@ import tritonclient.grpc as triton_grpc
 
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
+from tests.commands import type_seatrial
 from tests.conditions import soon, until
 from tests.registries import publish
 from tests.servers import Server, serving, start, when_ready
@@ -29,6 +30,7 @@ from tests.serving.models import LinearBundle, linear, linear_onnx
 X = [[1.0, 2.0, 3.0, 4.0]]
 BODY = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": X}]}
 FAST_POLL = {"SEATRIAL_REGISTRY__POLL_S": "0.1"}
+ONE_ENGINE = {"SEATRIAL_SERVING__ENGINES__COUNT": "1"}
 
 
 def ask(server: Server, model: str = "linear") -> httpx.Response:
@@ -168,6 +170,23 @@ def test_an_unreachable_registry_is_said_and_a_remembered_bundle_is_served(setti
     assert "MLFLOW_TRACKING_URI" in (tmp_path / "third" / "err").read_text()
 
 
+def test_what_is_served_is_never_collected(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = LinearBundle().write(home / "bundles")
+
+    def collect() -> str:
+        return type_seatrial("gc", "--yes", "--unused-for", "0", monkeypatch=monkeypatch, capsys=capsys).out
+
+    with serving(bundle.path, place=tmp_path / "server", environment=ONE_ENGINE) as server:
+        assert "a running server" in collect()
+        server.engines()[0].kill()
+        until(lambda: server.total("seatrial_engine_deaths_total") == 1 and server.total("seatrial_engines") == 1)
+        assert answered(server) == linear(X)[0].tolist()
+    assert "removed 1 of 1" in collect()
+    assert not bundle.path.exists()
+
+
 # Swapping
 
 
@@ -212,12 +231,21 @@ def test_two_aliases_of_a_model_are_served_beside_each_other(settings: Settings,
     registry = EmbeddedRegistry(settings)
     publish(registry, LinearBundle(version="1").write(tmp_path))
     publish(registry, LinearBundle(version="2", scale=2).write(tmp_path), alias="challenger")
-    with serving("linear@champion", "linear@challenger", place=tmp_path / "server") as server:
+    registry.client.set_registered_model_alias("linear", "stable", "1")
+    what = "linear@champion", "linear@challenger", "linear@stable"
+    with serving(*what, place=tmp_path / "server", environment=ONE_ENGINE) as server:
         assert ask(server).json()["model_version"] == "1"
         for version, scale in (("1", 1), ("2", 2)):
             answer = httpx.post(server.url(f"/v2/models/linear/versions/{version}/infer"), json=BODY).json()
             assert answer["outputs"][0]["data"] == linear(X, scale=scale)[0].tolist()
         assert httpx.get(server.url("/v2/models/linear")).json()["versions"] == ["1", "2"]
+        statistics = httpx.get(server.url("/v2/models/linear/stats")).json()["model_stats"]
+        assert [each["version"] for each in statistics] == ["1", "2"]
+        text = httpx.get(f"http://{server.metrics_address}/metrics").text
+        samples = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+        assert len(samples) == len(set(samples)), "Prometheus takes no sample twice"
+        assert [server.total("seatrial_engines", version=version) for version in ("1", "2")] == [2, 1]
+        assert server.total("seatrial_model_loaded_info", version="1") == 2, "champion and stable"
 
 
 # Losing parts of itself

@@ -1,6 +1,6 @@
-"""A swap for which memory is short changes nothing, or makes room first, as the settings want."""
+"""Ready is what is all up. A swap for which memory is short changes nothing, or makes room first, as the settings want."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,9 @@ class Place:
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path, no_room: Literal["refuse", "unload_first"]) -> AsyncIterator[Place]:
+async def serving(
+    tmp_path: Path, no_room: Literal["refuse", "unload_first"] = "refuse", *, beside: Sequence[str] = ()
+) -> AsyncIterator[Place]:
     settings = Settings(home=tmp_path, serving=Serving(engines=Engines(count=1, no_room=no_room)))
     metrics = ServingMetrics(CollectorRegistry(), 0.1)
     plane = DataPlane(settings.serving, metrics)
@@ -52,7 +54,10 @@ async def serving(tmp_path: Path, no_room: Literal["refuse", "unload_first"]) ->
     source = OnDisk(path=linear_onnx(tmp_path / "linear.onnx"))
     readiness: list[bool] = []
     supervisor = Supervisor(settings, plane, metrics, lambda: readiness.append(plane.ready), free_bytes=lambda: left[0])
-    await supervisor.start([source])
+    others = [OnDisk(path=linear_onnx(tmp_path / f"{name}.onnx")) for name in beside]
+    await supervisor.start([source, *others])
+    assert readiness == [False, *(False for _ in others), True], "not ready before all of it is up"
+    readiness.clear()
     try:
         yield Place(
             supervisor=supervisor,
@@ -65,6 +70,12 @@ async def serving(tmp_path: Path, no_room: Literal["refuse", "unload_first"]) ->
         await supervisor.stop()
 
 
+async def test_it_is_ready_once_all_that_was_asked_for_is_up(tmp_path: Path) -> None:
+    async with serving(tmp_path, beside=["other"]) as place:
+        assert place.plane.ready
+        assert place.plane.find("other").ready
+
+
 async def test_a_swap_that_does_not_fit_is_refused_and_the_old_version_goes_on(tmp_path: Path) -> None:
     async with serving(tmp_path, "refuse") as place:
         [pid] = place.pids
@@ -72,7 +83,7 @@ async def test_a_swap_that_does_not_fit_is_refused_and_the_old_version_goes_on(t
         with pytest.raises(NotEnoughMemory, match=r"linear/1 goes on: its engines take [1-9][0-9]* MiB"):
             await place.supervisor.load("linear")
         assert place.pids == [pid]
-        assert place.readiness == [True]
+        assert place.readiness == []
         assert place.swaps == {Swap.DONE: 0, Swap.FAILED: 1}
         place.free(PLENTY)
         await place.supervisor.load("linear")
@@ -86,7 +97,7 @@ async def test_room_is_made_first_where_the_settings_want_it(tmp_path: Path) -> 
         await place.supervisor.load("linear")
         assert not psutil.pid_exists(pid)
         assert place.pids != [pid]
-        assert place.readiness == [True, False, True]
+        assert place.readiness == [False, True]
 
 
 async def test_the_old_version_comes_back_where_room_was_made_for_one_that_cannot_start(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """TLS on every port that callers reach, client certificates, and certificates that change while the server runs."""
 
+import json
 import shutil
 import socket
 import ssl
@@ -18,8 +19,11 @@ from cryptography import x509
 from tritonclient.utils import InferenceServerException
 
 from seatrial.errors import InvalidSettings
-from seatrial.settings import Tls
+from seatrial.settings import Tls, load_settings
+from seatrial_promotion import status
+from seatrial_promotion.status import Answer
 from seatrial_serving.access.tls import listening
+from tests.commands import type_seatrial
 from tests.conditions import until
 from tests.servers import Server, serving
 from tests.serving.callers import grant
@@ -77,6 +81,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         "SEATRIAL_SERVING__TLS__KEY": str(folder / "server.key"),
         "SEATRIAL_SERVING__TLS__CLIENT_CA": str(authority.certificate),
         "SEATRIAL_SERVING__TLS__CLIENT_CERTIFICATE": "optional",
+        "SEATRIAL_SERVING__TLS__METRICS": "true",
         "SEATRIAL_SERVING__ACCESS__FILE": str(access),
         "SEATRIAL_SERVING__MANAGEMENT_PORT": "0",
         "SEATRIAL_SERVING__REPOSITORY_CONTROL": "true",
@@ -157,7 +162,37 @@ def test_tritonclient_over_https(secured: Secured) -> None:
         assert client.infer("linear", [tensor]).as_numpy("y")[0].tolist() == TRUTH
 
 
-@pytest.mark.parametrize("port", ["http", "grpc", "management"])
+def test_our_own_commands_show_a_key_and_trust_an_authority(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = grant(secured.folder / "access.json", "operations")
+    monkeypatch.setenv("SEATRIAL_SERVER_CA", str(secured.authority.certificate))
+    rest, grpc = secured.url(""), f"https://{secured.server.grpc}"
+
+    def told() -> Answer:
+        return status.ask(rest, "linear", load_settings().credentials)
+
+    assert "401" in told().error
+    monkeypatch.setenv("SEATRIAL_API_KEY", made.key)
+    until(lambda: told().version == "1")
+    for url, protocol in ((rest, "rest"), (grpc, "grpc")):
+        load = ("bench", url, "--model", "linear", "--protocol", protocol, "-c", 1, "-s", 0.1, "--json")
+        put_on = type_seatrial(*load, monkeypatch=monkeypatch, capsys=capsys)
+        assert (put_on.code, list(json.loads(put_on.out)["outcomes"])) == (0, ["ok"]), put_on
+    asked = ("conformance", rest, "--grpc", grpc, "--model", "linear", "--only", "infer.*", "--json")
+    judged = type_seatrial(*asked, monkeypatch=monkeypatch, capsys=capsys)
+    assert judged.code == 0, judged
+    assert made.key not in judged.out + judged.err
+    monkeypatch.delenv("SEATRIAL_SERVER_CA")
+    assert "CERTIFICATE_VERIFY_FAILED" in told().error
+
+
+def test_metrics_are_told_over_tls_where_that_is_wanted(secured: Secured) -> None:
+    with secured.client() as client:
+        assert "seatrial_ready 1.0" in client.get(secured.url("/metrics", where=secured.server.metrics_address)).text
+
+
+@pytest.mark.parametrize("port", ["http", "grpc", "management", "metrics_address"])
 def test_who_does_not_speak_tls_or_an_old_one_gets_nothing(secured: Secured, port: str) -> None:
     address = getattr(secured.server, port).split(":")
     with socket.create_connection((address[0], int(address[1])), timeout=20) as plain:

@@ -123,15 +123,25 @@ class Draft:
 
 
 def write_bundle(draft: Draft, store: Path) -> Bundle:
-    """Write the bundle to `store/<digest>`, whole or not at all; the same draft twice is one directory.
+    """Write the bundle to `store/<digest>`, whole or not at all; the same draft twice is one directory. One that is there
+    already and was damaged is replaced.
 
     Raises `DiskFull` with nothing left behind.
     """
     with directory_aside(store) as aside:
         manifest = _fill(aside, draft)
         target = store / directory_name(manifest.digest)
-        put_in_place(aside, target)
+        put_in_place(aside, target, whole=is_whole)
     return open_bundle(target, expected=manifest.digest)
+
+
+def is_whole(place: Path) -> bool:
+    """Whether every byte of the bundle in `place`, a directory of the store, is what its name says."""
+    try:
+        open_bundle(place, expected=place.name.replace("-", ":", 1)).verify()
+    except (BundleCorrupt, OSError):
+        return False
+    return True
 
 
 def directory_name(digest: str) -> str:

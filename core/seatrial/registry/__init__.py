@@ -6,7 +6,7 @@ and is what a local database needs. Only training, export, promotion and the wat
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,8 @@ _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?
 
 EXPORT_RUN_TAG = "seatrial.export_run"
 BUNDLE_TAG = "seatrial.bundle."
+PAGE = 1000
+"""Models that are asked for at a time; MLflow gives no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,9 @@ class Registry(Protocol):
     """Reads. Every method raises `RegistryUnreachable` or `NotInRegistry`, saying what to do."""
 
     def resolve(self, ref: ModelRef) -> ModelVersion: ...
+
+    def aliased(self) -> Collection[ModelVersion]:
+        """Every version of any model that an alias points at."""
 
     def fetch(self, run_id: str, artifact: str, into: Path) -> None:
         """Download one file, `artifact` below the artifacts of a run, to the path `into`."""

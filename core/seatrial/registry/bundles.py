@@ -4,12 +4,13 @@ The version carries two tags: which run exported it, and the content digest of t
 among the artifacts of that run. What arrives is checked against the digest before anything sees it.
 """
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
 from seatrial.bundle import EVIDENCE, MANIFEST, Bundle, Manifest, open_bundle
 from seatrial.bundle.manifest import is_digest, sha256
-from seatrial.bundle.store import directory_name
+from seatrial.bundle.store import directory_name, is_whole
 from seatrial.errors import BundleCorrupt, NotInRegistry
 from seatrial.files import directory_aside, put_in_place
 from seatrial.registry import BUNDLE_TAG, EXPORT_RUN_TAG, ModelVersion, Registry
@@ -33,11 +34,14 @@ def bundle_digest(version: ModelVersion, *, target: str) -> str:
 
 
 def fetch_bundle(registry: Registry, version: ModelVersion, *, target: str, store: Path) -> Bundle:
-    """The version's bundle, from `store` if it is there, else downloaded into it whole."""
+    """The version's bundle, from `store` if it is there whole, else downloaded into it. Either way it is new in the eyes of
+    `seatrial gc`."""
     digest = bundle_digest(version, target=target)
     place = store / directory_name(digest)
-    if not place.exists():
+    if not is_whole(place):
         _download(registry, version, digest=digest, store=store)
+    with suppress(OSError):  # a store that is only read
+        os.utime(place)
     return open_bundle(place, expected=digest)
 
 
@@ -57,4 +61,4 @@ def _download(registry: Registry, version: ModelVersion, *, digest: str, store: 
         with suppress(NotInRegistry):  # evidence is replaceable, hence may be absent
             registry.fetch(run, f"{folder}/{EVIDENCE}", aside / EVIDENCE)
         open_bundle(aside, expected=digest).verify()
-        put_in_place(aside, store / directory_name(digest))
+        put_in_place(aside, store / directory_name(digest), whole=is_whole)

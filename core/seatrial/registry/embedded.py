@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 
 from seatrial.errors import NotInRegistry, RegistryUnreachable
 from seatrial.files import telling_of_full_disk
-from seatrial.registry import ModelRef, ModelVersion
+from seatrial.registry import PAGE, ModelRef, ModelVersion
 from seatrial.settings import Settings
 
 
@@ -38,6 +38,15 @@ class EmbeddedRegistry:
         except MlflowException as error:
             raise self._explain(error, f"no {ref}; `seatrial status` lists what there is") from error
         return _version(found)
+
+    def aliased(self) -> list[ModelVersion]:
+        refs: dict[ModelRef, None] = {}
+        token = None
+        while True:
+            page = self.client.search_registered_models(max_results=PAGE, page_token=token)
+            refs |= {ModelRef(name=model.name, version=str(v)): None for model in page for v in model.aliases.values()}
+            if not (token := page.token):
+                return [self.resolve(ref) for ref in refs]
 
     def fetch(self, run_id: str, artifact: str, into: Path) -> None:
         with telling_of_full_disk(into), tempfile.TemporaryDirectory(dir=into.parent) as aside:

@@ -12,7 +12,7 @@ import httpx
 
 from seatrial.errors import MissingExtra, NotInRegistry, RegistryUnreachable
 from seatrial.files import telling_of_full_disk
-from seatrial.registry import ModelRef, ModelVersion
+from seatrial.registry import PAGE, ModelRef, ModelVersion
 from seatrial.settings import Settings
 
 
@@ -44,6 +44,19 @@ class RestRegistry:
             tags={tag["key"]: tag.get("value", "") for tag in version.get("tags", [])},
             aliases=tuple(version.get("aliases", [])),
         )
+
+    def aliased(self) -> list[ModelVersion]:
+        refs: dict[ModelRef, None] = {}
+        more: dict[str, str] = {}
+        while True:
+            page = self._ask("registered-models/search", max_results=PAGE, **more)
+            for model in page.get("registered_models", []):
+                refs |= {
+                    ModelRef(name=model["name"], version=str(a["version"])): None for a in model.get("aliases", [])
+                }
+            if not (token := page.get("next_page_token")):
+                return [self.resolve(ref) for ref in refs]
+            more = {"page_token": token}
 
     def fetch(self, run_id: str, artifact: str, into: Path) -> None:
         root = self._ask("runs/get", run_id=run_id)["run"]["info"]["artifact_uri"]

@@ -9,7 +9,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -32,6 +33,10 @@ class Memory:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    @classmethod
+    def of(cls, settings: Settings) -> "Memory":
+        return cls(settings.bundles / "resolved")
+
     def recall(self, ref: ModelRef) -> Resolved | None:
         try:
             resolved = msgspec.json.decode(self._file(ref).read_bytes(), type=Resolved)
@@ -42,6 +47,12 @@ class Memory:
                 f"{self._file(ref)} cannot be read ({error}); delete it, it is only a memory"
             ) from error
         return msgspec.structs.replace(resolved, remembered=True)
+
+    def all(self) -> Iterator[Resolved]:
+        """As far as they can be read."""
+        for file in sorted(self._folder.glob("*.json")):
+            with suppress(OSError, msgspec.MsgspecError):
+                yield msgspec.json.decode(file.read_bytes(), type=Resolved)
 
     def keep(self, ref: ModelRef, resolved: Resolved) -> None:
         write_whole(self._file(ref), msgspec.json.encode(resolved))
@@ -56,7 +67,7 @@ class Watcher:
     def __init__(self, refs: Sequence[ModelRef], settings: Settings) -> None:
         self._refs, self._settings = refs, settings
         self._registry: Registry | None = None
-        self._memory = Memory(settings.bundles / "resolved")
+        self._memory = Memory.of(settings)
         self._told: dict[ModelRef, Event] = {}
 
     def poll(self) -> list[Event]:
@@ -85,7 +96,8 @@ class Watcher:
         version = self._registry.resolve(ref)
         told = self._told.get(ref)
         if isinstance(told, Resolved) and not told.remembered and told.digest == self._digest(version):
-            return told
+            here = Path(told.path).is_dir()  # unless somebody removed it
+            return told if here else self._fetch(ref, version)
         return self._fetch(ref, version)
 
     def _digest(self, version: ModelVersion) -> str:

@@ -63,8 +63,9 @@ class Streamed(NamedTuple):
 class Grpc:
     kind = Kind.GRPC
 
-    def __init__(self, channel: grpc.Channel) -> None:
-        self.channel = channel
+    def __init__(self, channel: grpc.Channel, shown: Sequence[tuple[str, str]] = ()) -> None:
+        """`shown` is metadata that goes with every call."""
+        self.channel, self._shown = channel, tuple(shown)
 
     def call(self, method: str, asked: Message | bytes, answer: type[T]) -> T:
         call = self.channel.unary_unary(
@@ -74,7 +75,7 @@ class Grpc:
         )
         with refusals():
             sent = asked if isinstance(asked, bytes) else asked.SerializeToString()
-            answered: T = call(sent, timeout=TIMEOUT_S)
+            answered: T = call(sent, timeout=TIMEOUT_S, metadata=self._shown)
         return answered
 
     def live(self) -> State:
@@ -125,7 +126,8 @@ class Grpc:
             response_deserializer=bytes,
         )
         with refusals():
-            for message in call(iter([write(ask).SerializeToString() for ask in asks]), timeout=TIMEOUT_S):
+            sent = iter([write(ask).SerializeToString() for ask in asks])
+            for message in call(sent, timeout=TIMEOUT_S, metadata=self._shown):
                 yield _read_streamed(message)
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import grpc
 import httpx
 
+from seatrial.credentials import Credentials
 from seatrial.errors import InvalidSource, NotReady
 from seatrial_serving.conformance import areas  # noqa: F401 - it registers the checks
 from seatrial_serving.conformance.check import CHECKS, Check, Failed, Finding, NotApplicable, NotOffered, Verdict
@@ -17,6 +18,7 @@ from seatrial_serving.conformance.report import Report, Row
 from seatrial_serving.conformance.rest import Rest
 from seatrial_serving.conformance.subject import Subject, read_samples
 from seatrial_serving.conformance.wire import NO_ANSWER, TIMEOUT_S, Refusal, Wire
+from seatrial_serving.open_inference.ends import grpc_end
 
 OPTIONS = [("grpc.max_receive_message_length", -1)]
 GONE = "the server no longer answers"
@@ -35,6 +37,7 @@ class Plan:
     samples: Path | None = None
     only: str = "*"
     hostile: bool = False
+    credentials: Credentials = field(default_factory=Credentials)
 
 
 def judge(plan: Plan) -> Report:
@@ -42,10 +45,10 @@ def judge(plan: Plan) -> Report:
     chosen = chosen_checks(plan)
     samples = read_samples(plan.samples) if plan.samples else ()
     with ExitStack() as stack:
-        rest = Rest(stack.enter_context(_client(plan.url)))
+        rest = Rest(stack.enter_context(_client(plan)))
         wires: list[Wire] = [rest]
         if plan.grpc:
-            wires.append(Grpc(stack.enter_context(grpc.insecure_channel(plan.grpc, options=OPTIONS))))
+            wires.append(Grpc(stack.enter_context(_channel(plan)), tuple(plan.credentials.headers.items())))
         for wire, address in zip(wires, (plan.url, plan.grpc), strict=False):
             if not _answers(wire):
                 raise NotReady(f"{address} does not answer over {wire.kind}; is it the server's address?")
@@ -129,8 +132,17 @@ def _name(rest: Rest) -> str:
     return f"{server.name} {server.version}"
 
 
-def _client(url: str) -> httpx.Client:
+def _client(plan: Plan) -> httpx.Client:
+    base = plan.url if "://" in plan.url else f"http://{plan.url}"
+    shown = plan.credentials
     try:
-        return httpx.Client(base_url=url if "://" in url else f"http://{url}", timeout=TIMEOUT_S)
+        return httpx.Client(base_url=base, timeout=TIMEOUT_S, headers=shown.headers, verify=shown.trusting())
     except httpx.InvalidURL as error:
-        raise InvalidSource(f"{url!r} is no URL: {error}; one looks like http://localhost:8000") from error
+        raise InvalidSource(f"{plan.url!r} is no URL: {error}; one looks like http://localhost:8000") from error
+
+
+def _channel(plan: Plan) -> grpc.Channel:
+    address, tls = grpc_end(plan.grpc, plan.credentials)
+    if tls is not None:
+        return grpc.secure_channel(address, tls, options=OPTIONS)
+    return grpc.insecure_channel(address, options=OPTIONS)

@@ -31,8 +31,8 @@ from seatrial_serving.doors.infer import JSON, LARGE, Ask, Headers, InferDoor, S
 SWEEP_S = 0.5
 END_OF_HEAD = b"\r\n\r\n"
 CLOSE = (b"connection", b"close")
-OPEN = frozenset(("/v2/health/live", "/v2/health/ready", "/livez", "/readyz", "/ping", "/health"))
-"""Paths that say how the server is, and are answered to anybody."""
+OPEN = frozenset(("/v2/health/live", "/v2/health/ready", "/livez", "/readyz", "/ping", "/health", "/docs"))
+"""Paths that are answered to anybody: how the server is, and a page that holds nothing of it and asks for a key."""
 EVERY_ACT = frozenset(Act)
 MOST_HEADS, LONGEST_HEAD = 1024, 4096
 """Bounds of what is remembered."""

@@ -29,7 +29,7 @@ def metadata(plane: DataPlane, generation: Generation) -> dict[str, Any]:
         kind: [{"name": spec.name, "datatype": spec.datatype, "shape": spec.shape} for spec in specs]
         for kind, specs in (("inputs", signature.inputs), ("outputs", signature.outputs))
     }
-    versions = {each.identity.version for each in plane.generations() if each.identity.name == identity.name}
+    versions = {each.identity.version for each in plane.versions(identity.name)}
     properties = {
         "variant": identity.variant,
         "digest": identity.digest,

@@ -1,6 +1,7 @@
 "use strict";
 // Makes the page from openapi.json. Everything that comes from there becomes text: no markup is ever parsed.
 
+let key = "";  // for a server that asks who calls: kept here alone, and gone with the page
 const PLACEHOLDER = "localhost:8000";
 const MOST_LABELS = 20;
 
@@ -9,6 +10,10 @@ function element(name, attributes, ...children) {
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
+}
+
+function ask(path, options) {
+  return fetch(path, { ...options, headers: { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) } });
 }
 
 function signature(title, tensors) {
@@ -45,7 +50,7 @@ function asking(path, example) {
     status.textContent = "asking …";
     const began = performance.now();
     try {
-      const response = await fetch(path.slice(1), { method: "POST", body: box.value, headers: { "content-type": "application/json" } });
+      const response = await ask(path.slice(1), { method: "POST", body: box.value, headers: { "content-type": "application/json" } });
       const text = await response.text();
       status.textContent = `${response.status} after ${(performance.now() - began).toFixed(1)} ms`;
       answer.textContent = text;
@@ -100,17 +105,22 @@ function paths(described) {
 async function show() {
   const models = document.getElementById("models");
   try {
-    const response = await fetch("openapi.json");
-    if (!response.ok) throw new Error(`openapi.json: ${response.status}`);
+    const response = await ask("openapi.json", {});
+    if (response.status === 401) document.getElementById("access").hidden = false;
+    if (!response.ok) throw new Error(response.status === 401 ? "the server asks who calls" : `openapi.json: ${response.status}`);
     const described = await response.json();
     const shown = described["x-seatrial-models"].map((each) => model(each, described.components.examples));
     models.replaceChildren(...(shown.length ? shown : [element("p", {}, "No model is served.")]));
     const section = document.getElementById("paths");
-    section.append(...paths(described));
+    section.replaceChildren(section.firstElementChild, ...paths(described));
     section.hidden = false;
   } catch (error) {
     models.replaceChildren(element("p", {}, `This page could not be made: ${error.message}`));
   }
 }
 
+document.getElementById("key").addEventListener("change", (event) => {
+  key = event.target.value.trim();
+  show();
+});
 show();

@@ -25,7 +25,7 @@ def _asked(plane: DataPlane, name: str, version: str) -> Iterator[Generation]:
         yield from plane.visible()
         return
     found = plane.find(name, version)
-    yield from [found] if version else (each for each in plane.generations() if each.identity.name == name)
+    yield from [found] if version else plane.versions(name)
 
 
 def _of_model(generation: Generation) -> dict[str, Any]:

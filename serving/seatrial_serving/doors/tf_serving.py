@@ -72,7 +72,7 @@ def router(plane: DataPlane) -> APIRouter:
             asked = plane.find(name, version, alias=label)
         except SeatrialError as error:
             return door.refused(error)
-        same = [asked] if version or label else [each for each in plane.generations() if each.identity.name == name]
+        same = [asked] if version or label else plane.versions(name)
         return JSONResponse({"model_version_status": [_status(each) for each in same], **openai_model(name)})
 
     @paths.get("/v1/models/{name}/metadata")

@@ -37,7 +37,7 @@ class Engine(Protocol):
         """Outputs by name, in the order of the graph's signature; the arrays are the caller's to keep.
 
         `inputs` were checked against that signature. Raises `WrongInput` for content that the graph cannot take (text
-        that is not UTF-8), `EngineFailed` for everything that the engine itself refuses.
+        that is not UTF-8, an index beyond its table), `EngineFailed` for everything that the engine itself refuses.
         """
 
     def close(self) -> None: ...

@@ -16,15 +16,18 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from seatrial.bundle import MAIN, Bundle
+from seatrial.bundle.leftover import built_for
 from seatrial.cuda import first_device
 from seatrial.engines import PROVIDER, PROVIDERS
-from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable, WrongInput
+from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable, SeatrialError, WrongInput
 from seatrial.tensors import BATCH, Array, DataType, DynamicAxis, Signature, TensorSpec
 
 REFUSALS = (
     *(state.EPFail, state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf),
     *(state.NoSuchFile, state.NotImplemented, state.RuntimeException),
 )
+AT_A_NODE = "Non-zero status code returned while running "
+"""How it begins to tell that an operator refused."""
 DATATYPES = {
     "tensor(bool)": DataType.BOOL,
     "tensor(uint8)": DataType.UINT8,
@@ -95,7 +98,7 @@ class OnnxRuntime:
         try:
             outputs = run(self._sessions[graph], given, options)
         except REFUSALS as error:
-            raise EngineFailed(f"ONNX Runtime refused the batch: {error}") from error
+            raise _refusal(error) from error
         return dict(zip(self._outputs, outputs, strict=True))
 
     def close(self) -> None:
@@ -121,6 +124,17 @@ class OnnxRuntime:
         return outputs
 
 
+def _refusal(error: Exception) -> SeatrialError:
+    """Whose fault it is: an argument that a node finds invalid is a value that was sent, such as an index beyond its table.
+    Names, datatypes and ranks were checked against the signature, so there the bundle is wrong."""
+    _, at_a_node, reason = str(error).partition(AT_A_NODE)
+    if isinstance(error, state.InvalidArgument) and at_a_node:
+        return WrongInput(
+            f"the model refuses a value of the request: {reason.partition(' Status Message: ')[2] or reason}"
+        )
+    return EngineFailed(f"ONNX Runtime refused the batch: {error}")
+
+
 def open_bundle(bundle: Bundle, threads: int, spinning: bool) -> OnnxRuntime:
     manifest = bundle.manifest
     return OnnxRuntime(
@@ -129,7 +143,7 @@ def open_bundle(bundle: Bundle, threads: int, spinning: bool) -> OnnxRuntime:
         options=manifest.engine.options,
         threads=threads,
         spinning=spinning,
-        cache=bundle.path.with_name(f".built-{bundle.path.name}"),
+        cache=built_for(bundle.path),
     )
 
 

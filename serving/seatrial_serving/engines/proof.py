@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 import numpy as np
 
-from seatrial.bundle import Bundle, Golden, describe_violation
-from seatrial.errors import GoldenMismatch, SeatrialError
+from seatrial.bundle import MAIN, Bundle, Golden, describe_violation
+from seatrial.errors import EngineFailed, GoldenMismatch, SeatrialError, WrongInput
 from seatrial.machine import this_machine
 from seatrial.protocol import Tensor
 from seatrial.tensors import Array, DataType, Signature, TensorSpec
@@ -28,7 +28,15 @@ def prove(bundle: Bundle) -> int:
 def warm_up(engine: Engine, *, batch_sizes: Sequence[int]) -> None:
     """Run zeros of each batch size, so that no caller pays for first-time allocations."""
     for size in batch_sizes:
-        engine.predict(zeros(engine.signature, batch=size))
+        run(engine, zeros(engine.signature, batch=size))
+
+
+def run(engine: Engine, inputs: Mapping[str, Array], *, graph: str = MAIN) -> dict[str, Array]:
+    """Outputs for inputs that no caller sent. Raises `EngineFailed` whatever they are refused for."""
+    try:
+        return engine.predict(inputs, graph=graph)
+    except WrongInput as error:
+        raise EngineFailed(f"the model refused the batch, which is its own: {error}") from error
 
 
 def fastest_s(engine: Engine, *, tries: int = 3) -> float:
@@ -80,7 +88,7 @@ def replay(engine: Engine, bundle: Bundle) -> int:
 
 
 def _answer(engine: Engine, golden: Golden) -> list[Tensor]:
-    outputs = engine.predict({tensor.name: tensor.array for tensor in golden.request.inputs}, graph=golden.graph)
+    outputs = run(engine, {tensor.name: tensor.array for tensor in golden.request.inputs}, graph=golden.graph)
     signature = engine.graphs[golden.graph]
     return [Tensor(spec.name, spec.datatype, outputs[spec.name]) for spec in signature.outputs]
 

@@ -20,7 +20,7 @@ from seatrial.protocol import Tensor, read_tensor
 from seatrial.tensors import BATCH, Array, DataType, DynamicAxis, Signature, TensorSpec
 from seatrial_serving.engines import Engine
 from seatrial_serving.engines.onnxruntime import UNVERIFIED_MAX, OnnxRuntime, read_tensors
-from seatrial_serving.engines.proof import warm_up
+from seatrial_serving.engines.proof import run, warm_up
 from seatrial_serving.open_inference.open_inference_pb2 import ModelConfig, ModelInput, ModelOutput, ModelWarmup
 from seatrial_serving.triton.folder import TritonModel
 from seatrial_serving.triton.model_config import DATATYPES, is_complete
@@ -47,9 +47,9 @@ def open_model(place: Path, *, digest: str, threads: int, spinning: bool) -> Eng
     config, file = model.config(), model.model_file()
     engine = Reshaped(file, *_declare(config, *read_tensors(file)), threads=threads, spinning=spinning)
     for inputs in _samples(model, config, engine.signature):
-        engine.predict(inputs)
+        run(engine, inputs)
     if not config.model_warmup:
-        with suppress(EngineFailed, WrongInput):  # nobody said that it takes zeros
+        with suppress(EngineFailed):  # nobody said that it takes zeros
             warm_up(engine, batch_sizes=(1,))
     if digest and model.digest() != digest:
         raise BundleCorrupt(f"a file of {place} was changed while it was loaded; load it again")
