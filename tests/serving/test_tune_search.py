@@ -17,7 +17,7 @@ from seatrial_serving.bench import Plan, Result
 from seatrial_serving.tune.configuration import Configuration, Knob, Room
 from seatrial_serving.tune.contest import judge
 from seatrial_serving.tune.search import Measured, Point, climb, search
-from seatrial_serving.tune.served import Lost, Served
+from seatrial_serving.tune.served import Disturbed, Lost, Served
 from seatrial_serving.tune.traffic import Traffic
 from seatrial_serving.tune.trials import Trials
 from seatrial_serving.tune.tune import Run
@@ -357,6 +357,21 @@ def test_who_dies_in_a_round_is_out_and_the_others_go_on() -> None:
     assert 4 not in {each["engines.count"] for each in tuned.rounds}
     assert tuned.present in tuned.rounds
     assert tuned.verdict.chosen is not None
+
+
+def test_a_disturbed_round_counts_for_nobody() -> None:
+    def disturb() -> None:
+        if sea.up > 1 and len(sea.asked) % 7 == 0:
+            sea.now += 1.0
+            sea.asked.append((0, None))
+            raise Disturbed
+
+    sea = Sea(by_engines, on_ask=disturb)
+    tuned = sail(sea, total_s=300)
+    assert (0, None) in sea.asked
+    assert len(tuned.rounds) == 3
+    assert len(set(map(len, tuned.rounds.values()))) == 1
+    assert tuned.advice["engines.count"] == 4
 
 
 def test_a_bound_that_nothing_keeps_is_said_with_what_came_closest() -> None:

@@ -5,7 +5,7 @@ Knows nothing of servers or measurements.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
@@ -120,10 +120,10 @@ def _powers_of_two(most: int) -> tuple[int, ...]:
 
 
 def _read(serving: Serving, name: str) -> Value:
-    value = serving
+    value: Any = serving
     for part in name.split("."):
         value = getattr(value, part)
-    assert value is None or isinstance(value, int | float), f"the setting {name} is no number: this is a bug"
+    assert isinstance(value, int | float | None), f"the setting {name} is no number: this is a bug"
     return value
 
 

@@ -46,7 +46,10 @@ def judge(present: Configuration, rounds: Mapping[Configuration, Sequence[Point]
     gains = {each: ratio(_per_second(rounds[each]), _per_second(rounds[present])) for each in holding}
     best = max(gains, key=lambda each: gains[each].low if each != present else 1.0)
     if best == present:
-        return Verdict(chosen=present, gain=None, words="the settings of now are as good as any that was tried")
+        alone = "keep it, and nothing else could be measured beside them"
+        as_good = "are as good as any that was tried"
+        words = f"the settings of now {as_good if len(rounds) > 1 else alone}"
+        return Verdict(chosen=present, gain=None, words=words)
     return Verdict(
         chosen=best, gain=gains[best],
         words=f"{gains[best]} times the requests a second of the settings of now, in {done} rounds, with p99 within "

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import IO
+from typing import IO, Any
 
 import uvloop
 
@@ -35,6 +35,10 @@ class Lost(Exception):
     """Why something cannot be measured, in words."""
 
 
+class Disturbed(Lost):
+    """Nobody could be asked, for want of a processor: that says nothing of the server."""
+
+
 class Served:
     """Its process and what it listens on. `peak_bytes` is the most memory that it was seen to take."""
 
@@ -49,16 +53,15 @@ class Served:
 
     def await_ready(self, within_s: float) -> None:
         until = time.monotonic() + within_s
-        while not (line := self._first_line()):
+        while (ready := self._said_ready()) is None:
             if self._process.poll() is not None:
                 raise Lost(self._why("did not start"))
             if time.monotonic() > until:
                 raise Lost(f"was not ready within {within_s:.1f} s")
             time.sleep(LOOK_EVERY_S)
-        ready = json.loads(line)
         if len(ready["models"]) != 1:
             raise Lost(f"serves {len(ready['models'])} models, {', '.join(ready['models'])}, and this tunes one")
-        [self.model] = ready["models"]
+        self.model, _, _ = ready["models"][0].rpartition("/")
         self._addresses = ready
 
     def ask(self, plan: Plan, *, within_s: float) -> Result:
@@ -69,6 +72,8 @@ class Served:
         except (SeatrialError, OSError, TimeoutError, ExceptionGroup) as error:
             why = f"hung: no end after {within_s:.1f} s" if isinstance(error, TimeoutError) else str(error)
             raise Lost(self._why(why)) from error
+        if not result.requests:
+            raise Disturbed("nothing was asked in time: this machine is too busy")
         if result.failed == result.requests:
             raise Lost(self._why(f"all of {result.requests} requests failed: {result.outcomes}"))
         return result
@@ -109,10 +114,14 @@ class Served:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _first_line(self) -> bytes:
-        """Empty until it is whole."""
-        line, end, _ = os.pread(self._out.fileno(), 64 * 1024, 0).partition(b"\n")
-        return line if end else b""
+    def _said_ready(self) -> dict[str, Any] | None:
+        """None too for what is no such line: the first of an error."""
+        line, _, _ = os.pread(self._out.fileno(), 64 * 1024, 0).partition(b"\n")
+        try:
+            ready: dict[str, Any] = json.loads(line)
+        except ValueError:
+            return None
+        return ready
 
     def _last_words(self) -> str:
         size = os.fstat(self._errors.fileno()).st_size

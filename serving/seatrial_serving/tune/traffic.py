@@ -74,7 +74,8 @@ def _rows(rows: int) -> str:
 
 def read_recording(path: Path, signature: Signature | None) -> Traffic:
     """Raises `InvalidSource`, naming the line, for what is no recording or does not fit the model."""
-    requests, moments = [], []
+    requests: list[InferRequest] = []
+    moments: list[float | None] = []
     for place, line in _lines(path):
         try:
             request, at = decode_request(line), _decode_at(line).at
@@ -84,7 +85,8 @@ def read_recording(path: Path, signature: Signature | None) -> Traffic:
             raise InvalidSource(f"{place}: {error}") from error
         if moments and (at is None) != (moments[0] is None):
             raise InvalidSource(f"{place}: either every request says when it came ('at') or none does")
-        if at is not None and (at < 0 or (moments and at < moments[-1])):
+        before = (moments[-1] if moments else None) or 0.0
+        if at is not None and at < before:
             raise InvalidSource(f"{place}: it came at {at:g} s, which is before the start or the line above")
         requests.append(request)
         moments.append(at)

@@ -24,7 +24,7 @@ from seatrial_serving.triton.folder import TritonRepository
 from seatrial_serving.tune import traffic
 from seatrial_serving.tune.configuration import Configuration, Knob, Room
 from seatrial_serving.tune.search import Measured, Point, finalists, search
-from seatrial_serving.tune.served import Lost, Served
+from seatrial_serving.tune.served import Disturbed, Lost, Served
 from seatrial_serving.tune.trials import Trials
 from seatrial_serving.tune.tuned import Request, Tuned
 
@@ -35,7 +35,7 @@ CONTENDERS = 2
 LEVELS = 250
 """So many measurements would fill the time; between the shortest and the longest that make sense."""
 SHORTEST_S, LONGEST_S = 0.2, 1.2
-FIRST_START_S, LEAST_START_S = 120.0, 10.0
+FIRST_START_S, LEAST_START_S = 120.0, 30.0
 """How long the first server may take to start; the others as long as that one took altogether, but at least so long."""
 MOST_ROUNDS = 40
 HELD_PARTS = (0.95, 0.85, 0.75, 0.6, 0.45, 0.3)
@@ -165,7 +165,7 @@ class Run:
         return servers
 
     def _contest(self, servers: dict[Configuration, Served]) -> None:
-        """Round after round, each beginning with another. Who cannot be measured in one is out."""
+        """Round after round, each beginning with another. Who cannot be measured in one is out; a disturbed one counts for none."""
         rounds = self._tuned.rounds
         rounds |= {each: [] for each in servers}
         while (
@@ -173,19 +173,27 @@ class Run:
             and min(map(len, rounds.values())) < MOST_ROUNDS
             and self._trials.has_time(self._contest_ends, asks=len(rounds))
         ):
-            number = min(map(len, rounds.values()))
             order = list(rounds)
-            first = number % len(order)
-            taken: dict[Configuration, Point] = {}
-            for each in order[first:] + order[:first]:
-                try:
-                    taken[each] = self._trials.ask(servers[each], self._level(each), until=self._ends)
-                except Lost as lost:
-                    self._tell(f"{each.beside(self._tuned.present)}: {lost}")
-                    del rounds[each]
-            for each, point in taken.items():
-                rounds[each].append(point)
-            self._tell(f"round {number + 1}, beside the settings of now")
+            done = len(rounds[order[0]])
+            first = done % len(order)
+            taken = self._round(order[first:] + order[:first], servers)
+            if taken.keys() == rounds.keys():
+                for each, point in taken.items():
+                    rounds[each].append(point)
+                self._tell(f"round {done + 1}, beside the settings of now")
+
+    def _round(
+        self, order: Sequence[Configuration], servers: dict[Configuration, Served]
+    ) -> dict[Configuration, Point]:
+        taken = {}
+        for each in order:
+            try:
+                taken[each] = self._trials.ask(servers[each], self._level(each), until=self._ends)
+            except Lost as lost:
+                self._tell(f"{each.beside(self._tuned.present)}: {lost}")
+                if not isinstance(lost, Disturbed):
+                    del self._tuned.rounds[each]
+        return taken
 
     def _level(self, configuration: Configuration) -> int:
         """How many callers it was best with."""
