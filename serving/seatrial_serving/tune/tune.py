@@ -165,7 +165,7 @@ class Run:
         return servers
 
     def _contest(self, servers: dict[Configuration, Served]) -> None:
-        """Round after round, each beginning with another. Who cannot be measured in one is out; a disturbed one counts for none."""
+        """Round after round, each beginning with another. Who cannot be measured in one is out; a disturbed round is left out."""
         rounds = self._tuned.rounds
         rounds |= {each: [] for each in servers}
         while (
