@@ -24,7 +24,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_NOT_ADMITTED = 1, 2, 3
 
 _LIFE = (
     *("demo", "doctor", "train", "register", "export", "promote", "rollback", "history", "status"),
-    *("serve", "keys", "bundle", "gc", "bench", "conformance", "triton", "bento", "monitor"),
+    *("serve", "keys", "bundle", "gc", "bench", "tune", "conformance", "triton", "bento", "monitor"),
 )
 
 

@@ -76,8 +76,12 @@ def resident_bytes(pid: int) -> int:
 
 def private_bytes(pid: int) -> int:
     """Memory that is given back when the process ends: its resident pages that it shares with nobody; 0 if it has ended."""
-    lines = (line.split() for line in (_read(Path(f"/proc/{pid}/smaps_rollup")) or "").splitlines())
-    return 1024 * sum(int(words[1]) for words in lines if words[0] in ("Private_Clean:", "Private_Dirty:"))
+    return _rollup_bytes(pid, "Private_Clean:", "Private_Dirty:")
+
+
+def tree_bytes(pid: int) -> int:
+    """Resident memory of a process and all that it started, a page that several of them share counted once."""
+    return sum(_rollup_bytes(each, "Pss:") for each in (pid, *_descendants(pid)))
 
 
 def gpus() -> tuple[str, ...]:
@@ -89,6 +93,21 @@ def gpus() -> tuple[str, ...]:
         capture_output=True, text=True, timeout=10, check=False,
     )  # fmt: skip
     return tuple(asked.stdout.strip().splitlines()) if asked.returncode == 0 else ()
+
+
+def _rollup_bytes(pid: int, *names: str) -> int:
+    lines = (line.split() for line in (_read(Path(f"/proc/{pid}/smaps_rollup")) or "").splitlines())
+    return 1024 * sum(int(words[1]) for words in lines if words[0] in names)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Those that have ended meanwhile may be left out."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return []
+    children = [int(child) for thread in threads for child in (_read(thread / "children") or "").split()]
+    return [*children, *(below for child in children for below in _descendants(child))]
 
 
 def _cpu_info(root: Path) -> dict[str, str]:

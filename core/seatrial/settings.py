@@ -219,6 +219,9 @@ class Serving(_Group):
     cache_bytes: int = Field(default=0, ge=0)
     """Most bytes of answers that are kept, to be given again to whoever asks exactly the same of the same bundle. 0 keeps
     none. For models whose answer depends on nothing but the request."""
+    tuned: bool = False
+    """Whether a bundle that `seatrial tune` has measured on as many cores as there are here is served with the engines and
+    batching that it found, instead of those below."""
     batching: Batching = Batching()
     limits: Limits = Limits()
     engines: Engines = Engines()

@@ -9,11 +9,12 @@ import math
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
+from typing import Protocol as Contract
 from urllib.parse import SplitResult, quote, urlsplit
 
 import grpc
@@ -29,17 +30,23 @@ from seatrial_serving.open_inference import SERVICE, messages
 from seatrial_serving.open_inference.ends import grpc_end
 
 Protocol: TypeAlias = Literal["rest", "rest-json", "grpc"]
-Call: TypeAlias = Callable[[], Awaitable[str]]
-"""Send one request and return how it ended: `ok`, or what went wrong."""
-
 OK = "ok"
 ROWS_WHERE_UNKNOWN = 1
 SIZE_WHERE_UNKNOWN = 8
 
 
+class Call(Contract):
+    async def __call__(self, number: int = 0) -> str:
+        """Send the request of that number, of those that are asked in turn; how it ended: `ok`, or what went wrong."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """`rate` None is a closed loop of `callers`; else so many requests a second are due, on at most `callers` at a time."""
+    """`rate` None is a closed loop of `callers`; else so many requests a second are due, on at most `callers` at a time.
+
+    What is asked is `requests`, in turn, or where there are none one of `rows` from `samples`, or of zeros. In an open loop
+    `due` says when in a round, which is 0 to 1, each of as many requests is due; by default one a round.
+    """
 
     url: str
     model: str
@@ -51,6 +58,8 @@ class Plan:
     samples: Path | None = None
     rows: int = ROWS_WHERE_UNKNOWN
     credentials: Credentials = field(default_factory=Credentials)
+    requests: tuple[InferRequest, ...] = field(default=(), compare=False, repr=False)
+    due: tuple[float, ...] = field(default=(0.0,), repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +119,12 @@ async def _closed_loop(calls: Sequence[Call], plan: Plan, seconds: float) -> _Ta
     tally = _Tally()
     end = time.perf_counter() + seconds
 
-    async def keep_asking(call: Call) -> None:
+    async def keep_asking(number: int, call: Call) -> None:
         while (began := time.perf_counter()) < end:
-            tally.note(await call(), time.perf_counter() - began)
+            tally.note(await call(number), time.perf_counter() - began)
+            number += len(calls)
 
-    await asyncio.gather(*map(keep_asking, calls))
+    await asyncio.gather(*(keep_asking(number, call) for number, call in enumerate(calls)))
     return tally
 
 
@@ -125,19 +135,20 @@ async def _open_loop(calls: Sequence[Call], plan: Plan, seconds: float) -> _Tall
     for each in calls:
         free.put_nowait(each)
 
-    async def ask(due: float) -> None:
+    async def ask(number: int, due: float) -> None:
         call = await free.get()
         try:
-            tally.note(await call(), time.perf_counter() - due)
+            tally.note(await call(number), time.perf_counter() - due)
         finally:
             free.put_nowait(call)
 
     began = time.perf_counter()
     async with asyncio.TaskGroup() as tasks:
         for number in range(int(plan.rate * seconds)):
-            due = began + number / plan.rate
+            rounds, place = divmod(number, len(plan.due))
+            due = began + (rounds + plan.due[place]) * len(plan.due) / plan.rate
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            tasks.create_task(ask(due))
+            tasks.create_task(ask(number, due))
     return tally
 
 
@@ -205,38 +216,42 @@ def _read_samples(path: Path) -> dict[str, Array]:
 
 @asynccontextmanager
 async def callers(plan: Plan) -> AsyncIterator[list[Call]]:
-    """As many as `plan` wants, all asking the same. Raises as `bench` does."""
-    metadata = await _metadata(plan)
-    request = InferRequest(_inputs(metadata, plan), parameters={"binary_data_output": plan.protocol == "rest"})
+    """As many as `plan` wants. Raises as `bench` does."""
+    requests = plan.requests or (InferRequest(_inputs(await _metadata(plan), plan)),)
     async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(_caller(plan, request)) for _ in range(plan.callers)]
+        if plan.protocol == "grpc":
+            sent = [as_grpc(request, plan.model) for request in requests]
+            yield [await stack.enter_async_context(_grpc_caller(plan, sent)) for _ in range(plan.callers)]
+        else:
+            sent = [_as_http(request, plan) for request in requests]
+            yield [await stack.enter_async_context(_caller(plan, sent)) for _ in range(plan.callers)]
 
 
-@asynccontextmanager
-async def _caller(plan: Plan, request: InferRequest) -> AsyncIterator[Call]:
-    """One connection, asking the same thing over and over."""
-    if plan.protocol == "grpc":
-        async with _grpc_caller(plan, request) as grpc_call:
-            yield grpc_call
-        return
-    address = urlsplit(_http(plan.url))
+def _as_http(request: InferRequest, plan: Plan) -> bytes:
     binary = plan.protocol == "rest"
-    body, json_length = encode_request(request, binary=binary)
+    asked = request._replace(parameters={**request.parameters, "binary_data_output": binary})
+    body, json_length = encode_request(asked, binary=binary)
     head = (
-        f"POST /v2/models/{quote(plan.model)}/infer HTTP/1.1\r\nHost: {address.netloc}\r\n"
+        f"POST /v2/models/{quote(plan.model)}/infer HTTP/1.1\r\nHost: {urlsplit(_http(plan.url)).netloc}\r\n"
         f"Content-Length: {len(body)}\r\n"
         + (f"Inference-Header-Content-Length: {json_length}\r\n" if binary else "Content-Type: application/json\r\n")
         + "".join(f"{name}: {value}\r\n" for name, value in plan.credentials.headers.items())
     )
-    sent = head.encode() + b"\r\n" + body
+    return head.encode() + b"\r\n" + body
+
+
+@asynccontextmanager
+async def _caller(plan: Plan, sent: Sequence[bytes]) -> AsyncIterator[Call]:
+    """One connection."""
+    address = urlsplit(_http(plan.url))
     tls = plan.credentials.trusting() if address.scheme == "https" else None
     connection = await _connect(address, tls)
 
-    async def call() -> str:
+    async def call(number: int = 0) -> str:
         nonlocal connection
         if connection.closed:
             connection = await _connect(address, tls)
-        status = await connection.ask(sent)
+        status = await connection.ask(sent[number % len(sent)])
         return {httpx.codes.OK: OK, _LOST: "connection lost"}.get(status, str(status))
 
     yield call
@@ -253,14 +268,14 @@ async def _connect(address: SplitResult, tls: ssl.SSLContext | None) -> "_Connec
 
 
 @asynccontextmanager
-async def _grpc_caller(plan: Plan, request: InferRequest) -> AsyncIterator[Call]:
-    sent, shown = as_grpc(request, plan.model), _shown(plan)
+async def _grpc_caller(plan: Plan, sent: Sequence[bytes]) -> AsyncIterator[Call]:
+    shown = _shown(plan)
     async with _channel(plan) as channel:
         ask = channel.unary_unary(f"/{SERVICE}/ModelInfer", request_serializer=bytes, response_deserializer=bytes)
 
-        async def call() -> str:
+        async def call(number: int = 0) -> str:
             try:
-                await ask(sent, timeout=60, metadata=shown)
+                await ask(sent[number % len(sent)], timeout=60, metadata=shown)
             except grpc.aio.AioRpcError as error:
                 return error.code().name
             return OK

@@ -1,4 +1,4 @@
-"""The commands of serving: `serve`, `bench`, `conformance`."""
+"""The commands of serving: `serve`, `bench`, `tune`, `conformance`."""
 
 import json
 import sys
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 @click.option("--management-port", type=int, help="Loading and unloading; 0 takes a free port.  [default: REST's]")
 @click.option("--target", help="Which target's bundle of a model version to serve.  [default: onnx-cpu]")
 @click.option("--engines", type=int, help="Engine processes for each model.  [default: 2, or 1 where memory is short]")
+@click.option(
+    "--tuned/--no-tuned", default=None, help="As `seatrial tune` advises, if it did on such a machine.  [default: no]"
+)
 @click.option("--request-log/--no-request-log", default=None, help="One JSON line a request.  [default: on]")
 @json_option
 def serve(
@@ -36,6 +39,7 @@ def serve(
     management_port: int | None,
     target: str | None,
     engines: int | None,
+    tuned: bool | None,
     request_log: bool | None,
     as_json: bool,
 ) -> None:
@@ -65,6 +69,7 @@ def serve(
             "metrics_port": metrics_port,
             "management_port": management_port,
             "engines": {"count": engines},
+            "tuned": tuned,
             "request_log": request_log,
         },
     )
@@ -146,6 +151,80 @@ def bench(
     show(asdict(result), as_json=as_json, text=text)
     if result.failed:
         raise SystemExit(EXIT_FAILED)
+
+
+@click.command()
+@click.argument("what")
+@click.option(
+    "--p99-ms", type=click.FloatRange(0, min_open=True), required=True,
+    help="The latency that 99 of 100 requests must keep, from when they were due.",
+)  # fmt: skip
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="At most.")
+@click.option(
+    "--memory", "memory_mb", metavar="MB", type=click.FloatRange(1),
+    help="Most memory of each server that is tried, in 10^6 bytes.  [default: a third of what is free]",
+)  # fmt: skip
+@click.option("--rows", type=click.IntRange(1), default=1, show_default=True, help="Rows in each request.")
+@click.option(
+    "--traffic", "recording", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Recorded requests, one in JSON a line (docs/operations.md); else those that the bundle holds.",
+)  # fmt: skip
+@click.option(
+    "--protocol", type=click.Choice(["rest", "rest-json", "grpc"]), default="rest", show_default=True,
+    help="How it is asked, as with `seatrial bench`.",
+)  # fmt: skip
+@click.option("--page", type=click.Path(path_type=Path, dir_okay=False), help="Also write what was measured as HTML.")
+@json_option
+def tune(
+    what: str,
+    *,
+    p99_ms: float,
+    minutes: float,
+    memory_mb: float | None,
+    rows: int,
+    recording: Path | None,
+    protocol: "Protocol",
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """Search for the settings that answer the most requests on this machine within a bound on latency.
+
+    Real servers are started and asked, one after the other: engines, threads, the largest batch, its delay. The best are then
+    measured in turn with the settings that hold now, and advised only if they are faster beyond doubt. The time is a hard
+    limit, and Ctrl-C ends it earlier: the best so far is the result. It goes into the evidence of a bundle, whose digest
+    stays, and `seatrial serve --tuned` follows it. Ends with 3 if nothing that was tried keeps the bound. Use a machine
+    that does nothing else.
+
+    WHAT is anything that `seatrial serve` takes, of one model.
+
+    \b
+    Example:
+      seatrial tune digits-cnn@champion --p99-ms 5
+      seatrial tune encoder/3 --p99-ms 80 --minutes 20 --traffic requests.jsonl --page tuning.html
+    """
+    import msgspec
+
+    from seatrial.settings import load_settings
+    from seatrial_serving.tune.advice import keep, tuning
+    from seatrial_serving.tune.page import draw
+    from seatrial_serving.tune.summary import Progress, summary
+    from seatrial_serving.tune.tune import tune as run
+    from seatrial_serving.tune.tuned import Request
+
+    request = Request(
+        what=what, p99_ms=p99_ms, minutes=minutes, rows=rows, recording=recording, protocol=protocol,
+        memory_bytes=int(memory_mb * 1e6) if memory_mb else None,
+    )  # fmt: skip
+    with Progress(minutes=minutes) as progress:
+        tuned = run(request, load_settings(), tell=progress.tell)
+    evidence, why_not = keep(tuned)
+    if page is not None:
+        draw(tuned, page)
+    result = {**msgspec.to_builtins(tuning(tuned)), "evidence": evidence, "interrupted": tuned.interrupted}
+    show(result, as_json=as_json, text=lambda: summary(tuned, evidence, why_not))
+    if as_json and tuned.unmet:  # one document is enough
+        click.get_current_context().exit(EXIT_NOT_ADMITTED)
+    tuned.check()
 
 
 @click.command()

@@ -15,6 +15,7 @@ from seatrial.settings import Serving, Settings
 from seatrial_serving.ensemble import read_ensemble
 from seatrial_serving.generation import Identity
 from seatrial_serving.triton.folder import TritonModel, TritonRepository
+from seatrial_serving.tune.follow import follow
 
 ENSEMBLE = ".toml"
 FILES = (".onnx", ENSEMBLE)
@@ -88,12 +89,15 @@ def _example(bundle: Bundle) -> tuple[Tensor, ...]:
 
 
 def describe(path: Path, server: Serving, *, alias: str) -> tuple[Identity, Serving]:
-    """Who is in `path`, and how it is to be served: a model of a Triton repository may bring settings along.
+    """Who is in `path`, and how it is to be served: a model of a Triton repository may bring settings along, and so does a
+    bundle that was tuned, where that is wanted.
 
     Raises `BundleCorrupt`, `InvalidSource`, `EngineUnavailable`.
     """
-    if path.is_file() or (path / MANIFEST).exists():
+    if path.is_file():
         return identify(path, alias=alias), server
+    if (path / MANIFEST).exists():
+        return identify(path, alias=alias), follow(path, server) if server.tuned else server
     model = TritonModel.at(path)
     return model.identity(), model.settings(server)  # in this order: an engine finds out if a file changes from then on
 

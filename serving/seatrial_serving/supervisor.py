@@ -415,7 +415,7 @@ class Supervisor:
                 return Pipeline(plan, self._plane.resolve)
 
             return pipeline, plan.ensemble.pipelines, "pipelines"
-        count, threads = _share(target.path, serving.engines)
+        count, threads = share(target.path, serving.engines)
 
         async def engine(*, wide: bool, gently: bool) -> Worker:
             load = _load(target, identity, threads, serving, wide=wide, gently=gently)
@@ -485,7 +485,7 @@ def _load(target: Target, identity: Identity, threads: int, serving: Serving, *,
     )
 
 
-def _share(path: Path, engines: Engines) -> tuple[int, int]:
+def share(path: Path, engines: Engines) -> tuple[int, int]:
     """How many engine processes, and threads for each: two that share the cores, or one where memory is short."""
     each_bytes = ENGINE_OVERHEAD_BYTES + 3 * _size_bytes(path)
     count = engines.count or (2 if 2 * each_bytes < memory_bytes() / 2 else 1)

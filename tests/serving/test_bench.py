@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from seatrial.errors import InvalidSource, NotReady
-from seatrial_serving.bench import Plan, Protocol, bench
+from seatrial.protocol import InferRequest, Tensor
+from seatrial.tensors import DataType
+from seatrial_serving.bench import OK, Plan, Protocol, _open_loop, bench
 from tests.commands import type_seatrial
 from tests.servers import Server, serving
 from tests.serving.models import LinearBundle
@@ -54,6 +57,37 @@ def test_samples_are_sent_as_they_are(server: Server, tmp_path: Path) -> None:
         url=server.http, model="linear", callers=1, seconds=0.05, warm_up_s=0.0, samples=tmp_path / "rows.npz", rows=300
     )
     assert set(asyncio.run(bench(plan)).outcomes) == {"413"}, "300 rows of 16 bytes are over this server's limit"
+
+
+@pytest.mark.parametrize("protocol", ["rest", "rest-json", "grpc"])
+@pytest.mark.parametrize("rate", [None, 200])
+def test_several_requests_are_asked_in_turn(server: Server, protocol: Protocol, rate: float | None) -> None:
+    """Every third has too many columns: in whatever order callers come by, a third of all fails."""
+    url = server.grpc if protocol == "grpc" else server.http
+    requests = tuple(InferRequest((Tensor("x", DataType.FP32, np.zeros((1, size), np.float32)),)) for size in (4, 4, 5))
+    plan = Plan(
+        url=url, model="linear", protocol=protocol, callers=2, seconds=0.3, warm_up_s=0.0, rate=rate, requests=requests
+    )
+    result = asyncio.run(bench(plan))
+    refused = result.outcomes["INVALID_ARGUMENT" if protocol == "grpc" else "400"]
+    assert set(result.outcomes) == {"ok", "INVALID_ARGUMENT" if protocol == "grpc" else "400"}
+    assert abs(refused - result.requests / 3) <= 2
+
+
+def test_requests_are_due_in_their_rhythm() -> None:
+    """Three a round, the second and third together: none is asked before it is due, and the mean rate is kept."""
+    asked: list[tuple[int, float]] = []
+
+    async def call(number: int = 0) -> str:
+        asked.append((number, time.perf_counter() - began))
+        return OK
+
+    plan = Plan(url="", model="", rate=100, due=(0.0, 0.5, 0.5))
+    began = time.perf_counter()
+    asyncio.run(_open_loop([call], plan, 0.12))
+    assert [number for number, _ in asked] == list(range(12))
+    due = [0.03 * (number // 3) + (0.015 if number % 3 else 0.0) for number in range(12)]
+    assert all(at >= moment for (_, at), moment in zip(asked, due, strict=True))
 
 
 def test_what_cannot_be_asked_is_said(server: Server, tmp_path: Path) -> None:

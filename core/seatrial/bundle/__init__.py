@@ -1,6 +1,6 @@
 """The directory that a server loads: a manifest, the model files and golden requests, all under one digest."""
 
-from seatrial.bundle.evidence import Evidence, Sibling
+from seatrial.bundle.evidence import Evidence, Sibling, Tried, Tuning
 from seatrial.bundle.golden import Golden, describe_violation
 from seatrial.bundle.manifest import (
     EVIDENCE,
@@ -45,6 +45,8 @@ __all__ = [
     "Sibling",
     "Tokenize",
     "Tolerance",
+    "Tried",
+    "Tuning",
     "VariantName",
     "describe_violation",
     "open_bundle",

@@ -70,6 +70,41 @@ class Sibling(msgspec.Struct, frozen=True, kw_only=True):
     hardware: Hardware | None = None
 
 
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server held with these settings, of `serving`, within the bound; or why it cannot be said (`lost`).
+
+    `callers` were asking at once, and `memory_bytes` is what all of its processes took at most, shared pages counted once.
+    """
+
+    settings: dict[str, int | float | None]
+    per_second: float = 0.0
+    p99_ms: float = 0.0
+    callers: int = 0
+    memory_bytes: int = 0
+    lost: str = ""
+
+
+class Tuning(msgspec.Struct, frozen=True, kw_only=True):
+    """What `seatrial tune` found: the settings, of `serving`, under which a server of this bundle answers the most requests
+    with a p99 latency of at most `p99_ms`.
+
+    `settings` is empty where those that held without it are as good, or nothing was `proved`. `gain` is requests a second, to
+    theirs: the median of the paired rounds, and the ends of its 90 % interval. `held_per_second` is the rate of requests,
+    due whatever the server did, at which the bound was kept; 0 where that was not seen.
+    """
+
+    p99_ms: float
+    written_at: str
+    machine: Machine
+    traffic: str
+    settings: dict[str, int | float | None]
+    gain: tuple[float, float, float] | None
+    proved: bool
+    held_per_second: float
+    verdict: str
+    tried: tuple[Tried, ...]
+
+
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     bundle: str
     written_at: str
@@ -81,6 +116,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int = 0
     budget: dict[str, float] = {}
     siblings: tuple[Sibling, ...] = ()
+    tuning: Tuning | None = None
 
     def encode(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=2) + b"\n"
