@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from seatrial.bundle import MAIN, MANIFEST, Bundle, open_bundle
+from seatrial.bundle import MAIN, MANIFEST, Bundle, Driver, open_bundle
 from seatrial.errors import BadRequest, InvalidSource
 from seatrial.protocol import Tensor, decode_request
 from seatrial.registry import ModelRef, open_registry
@@ -115,6 +115,7 @@ def identify(path: Path, *, alias: str) -> Identity:
             platform=f"{manifest.engine.name}_{manifest.variant.target.partition('-')[0]}",
             labels=manifest.labels,
             verified=True,
+            stateful=manifest.driver is Driver.STATEFUL,
             example=_example(bundle),
         )
     if path.suffix == ENSEMBLE:

@@ -27,6 +27,7 @@ from seatrial_serving.fork_server import ForkServer
 from seatrial_serving.generation import Generation, Identity, Spawn
 from seatrial_serving.remote import EngineProcess
 from seatrial_serving.repository import Listed, ModelState
+from seatrial_serving.sequences import StatefulGeneration
 from seatrial_serving.sources import ENSEMBLE, OnDisk, Source, describe
 from seatrial_serving.triton.folder import TritonModel, TritonRepository
 from seatrial_serving.watching import watch
@@ -373,7 +374,8 @@ class Supervisor:
             if old is not None and not self._fits(target, old):
                 await self._make_room(source, old, serving.engines)
             gently = any(generation.ready for generation in self._plane.generations())
-            new = await Generation.start(identity, spawn, count=count, metrics=metrics, settings=serving, gently=gently)
+            kind = StatefulGeneration if identity.stateful else Generation
+            new = await kind.start(identity, spawn, count=count, metrics=metrics, settings=serving, gently=gently)
         except BaseException:
             if old is not None:
                 swaps[Swap.FAILED] += 1
@@ -393,7 +395,9 @@ class Supervisor:
         if old is not None:
             swaps[Swap.DONE] += 1
             self._plane.remove(old)
-            draining = asyncio.get_running_loop().create_task(self._drain(old))
+            new.follow(old)
+            sequences_s = serving.sequences.swap_s if new.stateful else 0.0
+            draining = asyncio.get_running_loop().create_task(self._drain(old, sequences_s=sequences_s))
             self._draining.add(draining)
             draining.add_done_callback(self._draining.discard)
         self._changed()
@@ -436,8 +440,8 @@ class Supervisor:
         self._changed()
         await self._drain(old)
 
-    async def _drain(self, generation: Generation) -> None:
-        await generation.drain()
+    async def _drain(self, generation: Generation, *, sequences_s: float = 0.0) -> None:
+        await generation.drain(sequences_s=sequences_s)
         log.info("%s %s has ended", generation.identity, generation.identity.variant)
 
     def _run(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
