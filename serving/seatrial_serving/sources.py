@@ -12,8 +12,9 @@ from seatrial.protocol import Tensor, decode_request
 from seatrial.registry import ModelRef, open_registry
 from seatrial.registry.bundles import fetch_bundle
 from seatrial.settings import Serving, Settings
-from seatrial_serving.ensemble import read_ensemble
+from seatrial_serving.ensemble import Find, Plan, read_ensemble
 from seatrial_serving.generation import Identity
+from seatrial_serving.triton import ensemble as triton
 from seatrial_serving.triton.folder import TritonModel, TritonRepository
 
 ENSEMBLE = ".toml"
@@ -96,6 +97,19 @@ def describe(path: Path, server: Serving, *, alias: str) -> tuple[Identity, Serv
         return identify(path, alias=alias), server
     model = TritonModel.at(path)
     return model.identity(), model.settings(server)  # in this order: an engine finds out if a file changes from then on
+
+
+def plan(path: Path, find: Find) -> Plan | None:
+    """How the ensemble that `path` declares is put together; None for a model that computes by itself.
+
+    Raises `InvalidSource`, else what `find` raises.
+    """
+    if path.suffix == ENSEMBLE:
+        return Plan.of(read_ensemble(path), find)
+    if path.is_file() or (path / MANIFEST).exists():
+        return None
+    model = TritonModel.at(path)
+    return triton.plan(model, find) if model.parts() else None
 
 
 def identify(path: Path, *, alias: str) -> Identity:

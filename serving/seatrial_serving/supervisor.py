@@ -22,13 +22,13 @@ from seatrial.settings import Engines, Serving, Settings
 from seatrial_monitoring.metrics import AliasFacts, ServingMetrics
 from seatrial_monitoring.series import Swap
 from seatrial_serving.data_plane import DataPlane
-from seatrial_serving.ensemble import Pipeline, Plan, read_ensemble
+from seatrial_serving.ensemble import Pipeline
 from seatrial_serving.fork_server import ForkServer
 from seatrial_serving.generation import Generation, Identity, Spawn
 from seatrial_serving.remote import EngineProcess
 from seatrial_serving.repository import Listed, ModelState
 from seatrial_serving.sequences import StatefulGeneration
-from seatrial_serving.sources import ENSEMBLE, OnDisk, Source, describe
+from seatrial_serving.sources import OnDisk, Source, describe, plan
 from seatrial_serving.triton.folder import TritonModel, TritonRepository
 from seatrial_serving.watching import watch
 from seatrial_serving.workers import Load, Worker
@@ -115,7 +115,7 @@ class Supervisor:
 
     async def _start_repository(self, repository: TritonRepository) -> None:
         self._repositories.append(repository)
-        names = repository.models()
+        names = repository.in_order()
         for name in names:
             self._plane.expect(name)
         errors = []
@@ -404,13 +404,13 @@ class Supervisor:
 
     def _engines(self, target: Target, identity: Identity, serving: Serving) -> tuple[Spawn, int, str]:
         """How to start one, how many there are to be, and what they are, for people. Raises `InvalidSource`."""
-        if target.path.suffix == ENSEMBLE:
-            plan = Plan.of(read_ensemble(target.path), self._plane.resolve)
+        steps = plan(target.path, self._plane.resolve)
+        if steps is not None:
 
             async def pipeline(*, wide: bool, gently: bool) -> Worker:  # noqa: ARG001 - it has no cores of its own
-                return Pipeline(plan, self._plane.resolve)
+                return Pipeline(steps, self._plane.resolve)
 
-            return pipeline, plan.ensemble.pipelines, "pipelines"
+            return pipeline, steps.ensemble.pipelines, "pipelines"
         count, threads = _share(target.path, serving.engines)
 
         async def engine(*, wide: bool, gently: bool) -> Worker:
