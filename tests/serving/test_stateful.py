@@ -131,7 +131,8 @@ def test_every_sequence_is_answered_as_if_it_were_alone(
         asked: dict[int, list[asyncio.Future[Any]]] = {number: [] for number in range(len(sequences))}
         order = [number for number, requests in enumerate(sequences) for _ in requests]
         chance.shuffle(order)
-        async with generation(lambda: LocalEngine.start(load(purse.path)), count=engines) as on:
+        serving = Serving(batching=Batching(max_size=4))
+        async with generation(lambda: LocalEngine.start(load(purse.path)), count=engines, serving=serving) as on:
             for number in order:
                 place, requests = len(asked[number]), sequences[number]
                 first, last = place == 0, place == len(requests) - 1

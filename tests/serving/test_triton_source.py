@@ -113,9 +113,8 @@ def answer(client: Client, name: str, version: str = "", *, classes: int = 0) ->
     given, array, got = QUESTIONS[name]
     tensor = lib.InferInput(given, list(array.shape), "BYTES" if array.dtype == object else "FP32")
     tensor.set_data_from_numpy(array)
-    outputs = [lib.InferRequestedOutput(got, class_count=classes)]
-    if name in ENSEMBLES:
-        outputs = None  # Triton comes to no end where one is left out that another step needs
+    # Triton's ensembles come to no end where an output is left out that another step needs
+    outputs = None if name in ENSEMBLES else [lib.InferRequestedOutput(got, class_count=classes)]
     result = client.infer(name, [tensor], model_version=version, outputs=outputs)
     response = result.get_response()
     told = response["model_version"] if isinstance(response, dict) else response.model_version
