@@ -2,8 +2,8 @@
 
 Turns bytes into named arrays and back. Knows nothing of HTTP, models or signatures: whether the tensors fit a model is
 `Signature.check`. The same codec writes the golden requests of a bundle and answers REST clients.
-Sources: Open Inference Protocol, "Inference"; Triton's extensions for binary tensor data, parameters, schedule policy and
-classification. Where they leave a choice:
+Sources: Open Inference Protocol, "Inference"; Triton's extensions for binary tensor data, parameters, schedule policy,
+classification and sequences. Where they leave a choice:
 numbers in JSON must be finite and fit the datatype; FP16 and BF16 travel as binary data only; a non-finite output is
 `null` in JSON; `data` may be nested or flat, in row-major order.
 """
@@ -32,6 +32,8 @@ MOST_HEADS, LONGEST_HEAD = 1024, 8192
 """Bounds of the memory of layouts."""
 Parameters = dict[str, str | int | float | bool]
 PRIORITY, TIMEOUT, CLASSIFICATION = "priority", "timeout", "classification"
+SEQUENCE_ID, SEQUENCE_START, SEQUENCE_END = "sequence_id", "sequence_start", "sequence_end"
+LONGEST_SEQUENCE_ID = 128
 
 
 class Tensor(NamedTuple):
@@ -61,6 +63,14 @@ class RequestedOutput(msgspec.Struct, frozen=True):
         return _count(self.parameters, CLASSIFICATION)
 
 
+class Step(NamedTuple):
+    """Where in which sequence a request stands."""
+
+    id: int | str
+    first: bool
+    last: bool
+
+
 class InferRequest(NamedTuple):
     """What a client asks. `outputs` empty means all of them; the arrays are views of the received body."""
 
@@ -83,6 +93,29 @@ class InferRequest(NamedTuple):
     def timeout_s(self) -> float:
         """How long the caller will wait; infinite where the request does not say. Raises `WrongInput`."""
         return _count(self.parameters, TIMEOUT) / 1e6 or math.inf
+
+    @property
+    def step(self) -> Step:
+        """Where it stands in its sequence. Raises `WrongInput` for what says none; 0 and "" are no id."""
+        given = self.parameters.get(SEQUENCE_ID, 0)
+        if isinstance(given, str):
+            if len(given) > LONGEST_SEQUENCE_ID:
+                raise WrongInput(f"'{SEQUENCE_ID}' is longer than {LONGEST_SEQUENCE_ID} characters")
+        else:
+            given = _count(self.parameters, SEQUENCE_ID)
+        if not given:
+            raise WrongInput(
+                "the model keeps a state from one request of a sequence to the next: the request must specify a non-zero or "
+                f"non-empty correlation ID, in the parameter '{SEQUENCE_ID}'"
+            )
+        return Step(given, _flag(self.parameters, SEQUENCE_START), _flag(self.parameters, SEQUENCE_END))
+
+
+def _flag(parameters: Mapping[str, str | int | float | bool], name: str) -> bool:
+    given = parameters.get(name, False)
+    if not isinstance(given, bool):
+        raise WrongInput(f"the parameter '{name}' is {given!r}, expected true or false")
+    return given
 
 
 def _count(parameters: Mapping[str, str | int | float | bool], name: str) -> int:

@@ -107,6 +107,19 @@ class Engines(_Group):
     """A request that was in hand at so many deaths of an engine is answered with an error instead of tried again."""
 
 
+class Sequences(_Group):
+    """How models that keep a state from one request to the next are served."""
+
+    idle_s: float = Field(default=60.0, gt=0)
+    """A sequence that is not asked for so long ends."""
+    max_open: int = Field(default=4096, ge=1)
+    """Most sequences of one model at once; one more is refused with 503 and Retry-After."""
+    max_bytes: int = Field(default=256 * 2**20, ge=1)
+    """Most bytes of states that the sequences of one model take together."""
+    swap_s: float = Field(default=60.0, ge=0)
+    """After a swap: how long sequences may go on with the version that they began with."""
+
+
 class Doors(_Group):
     """What the doors for clients of other servers are asked under."""
 
@@ -225,6 +238,7 @@ class Serving(_Group):
     batching: Batching = Batching()
     limits: Limits = Limits()
     engines: Engines = Engines()
+    sequences: Sequences = Sequences()
     doors: Doors = Doors()
     tls: Tls = Tls()
     access: Access = Access()

@@ -5,7 +5,7 @@ Source: Open Inference Protocol, "Tensor Data Types" and "Tensor Data".
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -135,15 +135,26 @@ class Padding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     values: dict[str, int | float]
 
 
+class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a graph with a memory is given in `input` at each step of a sequence: zeros at the first, and then what it answered
+    in `output` at the step before. Callers see neither."""
+
+    input: str
+    output: str
+
+
 class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     dynamic_axes: tuple[DynamicAxis, ...] = ()
     padding: Padding | None = None
+    states: tuple[State, ...] = ()
 
     def __post_init__(self) -> None:
         if self.padding is not None:
             self._check_padding(self.padding)
+        for state in self.states:
+            self._check_state(state)
 
     @property
     def batch(self) -> DynamicAxis | None:
@@ -159,6 +170,28 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if self.padding is None:
             return None
         return next(axis for axis in self.dynamic_axes if axis.name == self.padding.axis)
+
+    def without(self, names: Container[str]) -> "Signature":
+        """What is left for callers where the tensors `names` are not theirs; it has no states."""
+        return Signature(
+            inputs=tuple(spec for spec in self.inputs if spec.name not in names),
+            outputs=tuple(spec for spec in self.outputs if spec.name not in names),
+            dynamic_axes=tuple(
+                DynamicAxis(name=axis.name, at=at, min=axis.min, max=axis.max)
+                for axis in self.dynamic_axes
+                if (at := {name: index for name, index in axis.at.items() if name not in names})
+            ),
+        )
+
+    def _check_state(self, state: State) -> None:
+        """Raise `ValueError` unless what comes out can go in again, and its size is known beforehand."""
+        given = next((spec for spec in self.inputs if spec.name == state.input), None)
+        kept = next((spec for spec in self.outputs if spec.name == state.output), None)
+        if given is None or kept is None or (given.datatype, given.shape) != (kept.datatype, kept.shape):
+            raise ValueError(f"the state '{state.input}' is no input that is like an output '{state.output}'")
+        sizes = given.shape[1:] if self.batch else given.shape
+        if min(sizes, default=1) < 0 or given.datatype is DataType.BYTES or self.padding is not None:
+            raise ValueError(f"the state '{state.input}' is text, or has sizes that vary, or stands beside padding")
 
     def _check_padding(self, padding: Padding) -> None:
         """Raise `ValueError` unless every input that has the axis can be padded and every output can be cut back."""

@@ -8,7 +8,7 @@ import asyncio
 import math
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -108,8 +108,11 @@ class Queue(Generic[I, A]):
             self._waiting.insert(bisect_left(self._waiting, waiting.level, key=_level), waiting)
             self._bytes += waiting.size_bytes
 
-    def take(self, *, max_rows: int, now: float) -> list[Waiting[I, A]]:
-        """The next batch: the first in line and those behind that may join, at most `max_rows` rows together.
+    def take(
+        self, *, max_rows: int, now: float, only: Callable[[Waiting[I, A]], bool] | None = None
+    ) -> list[Waiting[I, A]]:
+        """The next batch: the first in line and those behind that may join, at most `max_rows` rows together; of those
+        whose rows have no length, `only` some.
 
         Who left or whose deadline passed is dropped on the way. Empty if nobody is left.
         """
@@ -120,6 +123,9 @@ class Queue(Generic[I, A]):
             waiting = self._waiting.popleft()
             self._bytes -= waiting.size_bytes
             if _gone(waiting, now):
+                continue
+            if only is not None and not only(waiting):
+                passed_over.append(waiting)
                 continue
             if not batch:
                 if waiting.length and not waiting.alone:

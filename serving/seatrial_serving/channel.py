@@ -19,6 +19,7 @@ import numpy as np
 from seatrial.errors import EngineFailed
 from seatrial.protocol import element_count, read_tensor, write_tensor
 from seatrial.tensors import Array, DataType, Signature
+from seatrial_serving.engines.stateful import Turn
 from seatrial_serving.padding import Pad, lay_together, shape_together
 
 ALIGNMENT = 64
@@ -48,6 +49,8 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     load_s: float
     wide: bool = False
     """There is a second session, on all cores."""
+    state_bytes: int | None = None
+    """What one sequence takes; None where the model has no memory."""
 
 
 class Unfit(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -73,6 +76,8 @@ class Run(msgspec.Struct, frozen=True, array_like=True, tag=True):
     graph: str
     inputs: tuple[Part, ...]
     wide: bool = False
+    turns: tuple[Turn, ...] = ()
+    """Whose rows they are, of a model with a memory."""
 
 
 class Ran(msgspec.Struct, frozen=True, array_like=True, tag=True):

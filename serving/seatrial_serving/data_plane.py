@@ -6,7 +6,7 @@ A door translates; timing, ids, outcomes, metrics and the request log live here,
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +36,7 @@ from seatrial_serving.access.guard import Guard
 from seatrial_serving.cache import ResponseCache, fingerprint
 from seatrial_serving.generation import Generation
 from seatrial_serving.repository import Listed, ModelState, Repository
+from seatrial_serving.sequences import steps
 from seatrial_serving.workers import Outputs, Request
 
 ALIAS = "@"
@@ -294,15 +295,42 @@ class DataPlane:
         Raises the errors of `locate` and of `Generation.admit`, and `WrongInput` for a wrong priority or timeout.
         """
         generation = exchange.generation or self.locate(exchange)
+        if generation.stateful:
+            generation = exchange.generation = generation.home(request)
         exchange.request_id = request.id
         limit_s = self.settings.limits.request_s
         if timeout_s is not None:
             limit_s = min(limit_s, timeout_s)
         if TIMEOUT in request.parameters:
             limit_s = min(limit_s, request.timeout_s)
-        if self.cache is not None and generation.identity.digest:
+        if self.cache is not None and generation.identity.digest and not generation.stateful:
             return self._through_cache(self.cache, exchange, generation, request, limit_s=limit_s, graph=graph)
         return self._admit(exchange, generation, request, limit_s=limit_s, graph=graph)
+
+    async def stream(
+        self, exchange: Exchange, request: InferRequest, *, timeout_s: float | None = None
+    ) -> AsyncGenerator[Outputs, None]:
+        """The answers to `request`, each computed when the one before was taken: one for each row where the model has a
+        memory, each within the time limit, else the only one. Whoever wants no more of them closes the generator.
+
+        Raises as `submit` does, and what that gives.
+        """
+        generation = exchange.generation or self.locate(exchange)
+        if not generation.stateful:
+            yield await self.submit(exchange, request, timeout_s=timeout_s)
+            return
+        exchange.generation = home = generation.home(request)
+        try:
+            for row in steps(request, home.signature):
+                step = Exchange(exchange.protocol, exchange.model, exchange.version)
+                step.generation, step.caller = home, exchange.caller
+                answer = self.submit(step, row, timeout_s=timeout_s)
+                exchange.waiting, exchange.request_id = step.waiting, request.id
+                yield await answer
+        except BaseException:
+            if exchange.waiting is not None:  # what follows would go on from another state than its client thinks
+                home.abandon(request.step.id)
+            raise
 
     def _through_cache(
         self,

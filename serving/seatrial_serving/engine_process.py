@@ -23,6 +23,7 @@ from seatrial.errors import EngineFailed, SeatrialError
 from seatrial_serving.channel import MAX_MESSAGE, Failed, Ran, Ready, Run, Slot, Start, Unfit, decode_to_engine, encode
 from seatrial_serving.engines import Engine, open_engine
 from seatrial_serving.engines.proof import fastest_s, replay, warm_up
+from seatrial_serving.engines.stateful import compute, state_bytes
 
 NAME = "seatrial-engine"
 """What `ps` and `top` call it."""
@@ -67,7 +68,8 @@ def _load(start: Start, gateway: socket.socket) -> Engines:
     wide = narrow
     if narrow.on_cpu and start.wide_threads > start.threads and fastest_s(narrow) > WORTH_ALL_CORES_S:
         wide, _ = _open(path, start, threads=start.wide_threads, wide=True)
-    gateway.send(encode(Ready(dict(narrow.graphs), golden, time.monotonic() - began, wide is not narrow)))
+    ready = Ready(dict(narrow.graphs), golden, time.monotonic() - began, wide is not narrow, state_bytes(narrow))
+    gateway.send(encode(ready))
     return narrow, wide
 
 
@@ -125,7 +127,7 @@ def _answer(engine: Engine, slot: Slot, run: Run) -> Ran | Failed:
     }
     began = time.perf_counter()
     try:
-        outputs = engine.predict(inputs, graph=run.graph)
+        outputs = compute(engine, inputs, graph=run.graph, turns=run.turns)
     except SeatrialError as error:
         return Failed(run.batch, run.slot, type(error).__name__, str(error)[:MAX_WORDS])
     except MemoryError as error:

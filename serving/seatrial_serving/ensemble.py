@@ -98,7 +98,12 @@ class Plan:
 
         Raises `InvalidSource` where they do not fit together, else what `find` raises.
         """
-        members = tuple(find(*step.asked).signature for step in ensemble.steps)
+        generations = [find(*step.asked) for step in ensemble.steps]
+        if stateful := [str(each.identity) for each in generations if each.stateful]:
+            raise InvalidSource(
+                f"{stateful} have a memory, and the steps of '{ensemble.name}' cannot: ask them themselves"
+            )
+        members = tuple(generation.signature for generation in generations)
         return cls(ensemble=ensemble, members=members, signature=_signature(ensemble, members))
 
     @property
@@ -112,6 +117,7 @@ class Pipeline:
     wide = False
     load_s = 0.0
     golden = 0
+    state_bytes: int | None = None
     pid = 0
     """It has no process of its own."""
 

@@ -50,6 +50,8 @@ class Identity:
     platform: str
     labels: tuple[str, ...]
     verified: bool
+    stateful: bool = False
+    """It keeps a state from one request of a sequence to the next."""
     example: tuple[Tensor, ...] = field(default=(), compare=False, repr=False)
     """Inputs that the bundle recorded, as far as they are small."""
 
@@ -86,6 +88,9 @@ class Spawn(Protocol):
 class Generation:
     """Created by `start`, when all its engines are ready. Lives on one event loop."""
 
+    stateful = False
+    """Whether its requests come in sequences."""
+
     def __init__(
         self, identity: Identity, workers: Sequence[Worker], spawn: Spawn, metrics: ModelMetrics, settings: Serving
     ) -> None:
@@ -94,7 +99,8 @@ class Generation:
         self.signature = self.graphs[MAIN]
         self.load_s = max(worker.load_s for worker in workers)
         self._workers = list(workers)
-        self._spawn, self._settings, self.batching = spawn, settings, settings.batching
+        self._spawn, self._settings = spawn, settings
+        self.batching, self.sequences = settings.batching, settings.sequences
         self._queue: Queue[Inputs, Outputs] = Queue(
             max_requests=settings.batching.max_queue,
             max_bytes=settings.batching.max_queue_bytes,
@@ -155,6 +161,13 @@ class Generation:
         self._dispatch_soon()
         return waiting
 
+    def home(self, request: InferRequest) -> "Generation":  # noqa: ARG002 - there are no sequences here
+        """The generation that has the sequence which `request` goes on with, else this one. Raises `WrongInput`."""
+        return self
+
+    def abandon(self, name: int | str) -> None:
+        """The client of the sequence `name` has gone."""
+
     def facts(self) -> GenerationFacts:
         return GenerationFacts(
             model=self.identity.name,
@@ -178,8 +191,11 @@ class Generation:
     def pids(self) -> list[int]:
         return [worker.pid for worker in self._workers]
 
-    async def drain(self) -> None:
-        """Take no new request, answer those that wait, then end the engines."""
+    def follow(self, old: "Generation") -> None:
+        """This one comes in place of `old`, which is about to be drained."""
+
+    async def drain(self, *, sequences_s: float = 0.0) -> None:  # noqa: ARG002 - there are none here
+        """Take no new request, answer those that wait, then end the engines. Sequences may go on for `sequences_s`."""
         self.state = State.DRAINING
         self._note_if_drained()
         await self._drained.wait()
@@ -346,7 +362,7 @@ class Generation:
             self._dispatching = None
         while self._queue and (worker := self._free_worker()) and not self._wait_for_company():
             now = time.monotonic()
-            requests = self._queue.take(max_rows=self._rows_to_take(), now=now)
+            requests = self._take(worker, now)
             if not requests:
                 break
             if not worker.run(self._batch(requests, worker, now)):
@@ -356,6 +372,9 @@ class Generation:
                 waiting.started = now
                 self.metrics.queue_s.observe(now - waiting.arrived)
         self._note_if_drained()
+
+    def _take(self, worker: Worker, now: float) -> list[Request]:  # noqa: ARG002 - whoever is free
+        return self._queue.take(max_rows=self._rows_to_take(), now=now)
 
     def _batch(self, requests: list[Request], worker: Worker, now: float) -> Batch:
         rows = sum(waiting.rows for waiting in requests)

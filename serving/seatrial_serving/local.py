@@ -14,6 +14,7 @@ from seatrial.errors import SeatrialError
 from seatrial.protocol import Tensor
 from seatrial_serving.engines import Engine, open_engine
 from seatrial_serving.engines.proof import replay, warm_up
+from seatrial_serving.engines.stateful import compute, state_bytes
 from seatrial_serving.padding import pads, together
 from seatrial_serving.workers import Batch, Load, Outputs, Owner, slice_outputs
 
@@ -23,6 +24,7 @@ class LocalEngine:
 
     def __init__(self, engine: Engine, *, load_s: float, golden: int) -> None:
         self.graphs, self.load_s, self.golden = engine.graphs, load_s, golden
+        self.state_bytes = state_bytes(engine)
         self._engine = engine
         self._owner: Owner | None = None
         self._held: list[Batch] = []
@@ -73,7 +75,7 @@ class LocalEngine:
             for index, (spec, pad) in enumerate(zip(signature.inputs, pads(signature), strict=True))
         }
         began = time.perf_counter()
-        outputs = self._engine.predict(inputs, graph=batch.graph)
+        outputs = compute(self._engine, inputs, graph=batch.graph, turns=batch.turns)
         compute_s = time.perf_counter() - began
         tensors = [Tensor(spec.name, spec.datatype, outputs[spec.name]) for spec in signature.outputs]
         return slice_outputs(tensors, batch.requests, signature.sequence), compute_s

@@ -29,6 +29,7 @@ class EngineProcess:
     ) -> None:
         self.graphs: Mapping[str, Signature] = ready.graphs
         self.load_s, self.golden, self.wide = ready.load_s, ready.golden, ready.wide
+        self.state_bytes = ready.state_bytes
         self._process, self._link, self._slots = process, link, slots
         self._free = list(range(len(slots)))
         self._held: dict[int, Batch] = {}
@@ -106,7 +107,7 @@ class EngineProcess:
         ]
         parts = self._slots[slot].place(tensors)
         try:
-            self._link.send(channel.encode(channel.Run(self._next, slot, batch.graph, parts, batch.wide)))
+            self._link.send(channel.encode(channel.Run(self._next, slot, batch.graph, parts, batch.wide, batch.turns)))
         except OSError as error:
             self._lost(f"its socket broke: {error}")
             return False

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from seatrial.bundle import MAIN, MANIFEST, Bundle, open_bundle
+from seatrial.bundle import MAIN, MANIFEST, Bundle, Driver, open_bundle
 from seatrial.errors import BadRequest, InvalidSource
 from seatrial.protocol import Tensor, decode_request
 from seatrial.registry import ModelRef, open_registry
 from seatrial.registry.bundles import fetch_bundle
 from seatrial.settings import Serving, Settings
-from seatrial_serving.ensemble import read_ensemble
+from seatrial_serving.ensemble import Find, Plan, read_ensemble
 from seatrial_serving.generation import Identity
+from seatrial_serving.triton import ensemble as triton
 from seatrial_serving.triton.folder import TritonModel, TritonRepository
 from seatrial_serving.tune.follow import follow
 
@@ -102,6 +103,19 @@ def describe(path: Path, server: Serving, *, alias: str) -> tuple[Identity, Serv
     return model.identity(), model.settings(server)  # in this order: an engine finds out if a file changes from then on
 
 
+def plan(path: Path, find: Find) -> Plan | None:
+    """How the ensemble that `path` declares is put together; None for a model that computes by itself.
+
+    Raises `InvalidSource`, else what `find` raises.
+    """
+    if path.suffix == ENSEMBLE:
+        return Plan.of(read_ensemble(path), find)
+    if path.is_file() or (path / MANIFEST).exists():
+        return None
+    model = TritonModel.at(path)
+    return triton.plan(model, find) if model.parts() else None
+
+
 def identify(path: Path, *, alias: str) -> Identity:
     """Who is in `path`, by its manifest; an ensemble says its name, a bare ONNX file is named after itself.
 
@@ -119,6 +133,7 @@ def identify(path: Path, *, alias: str) -> Identity:
             platform=f"{manifest.engine.name}_{manifest.variant.target.partition('-')[0]}",
             labels=manifest.labels,
             verified=True,
+            stateful=manifest.driver is Driver.STATEFUL,
             example=_example(bundle),
         )
     if path.suffix == ENSEMBLE:

@@ -23,12 +23,13 @@ from seatrial.settings import Engines, Serving, Settings
 from seatrial_monitoring.metrics import AliasFacts, ServingMetrics
 from seatrial_monitoring.series import Swap
 from seatrial_serving.data_plane import DataPlane
-from seatrial_serving.ensemble import Pipeline, Plan, read_ensemble
+from seatrial_serving.ensemble import Pipeline
 from seatrial_serving.fork_server import ForkServer
 from seatrial_serving.generation import Generation, Identity, Spawn
 from seatrial_serving.remote import EngineProcess
 from seatrial_serving.repository import Listed, ModelState
-from seatrial_serving.sources import ENSEMBLE, OnDisk, Source, describe
+from seatrial_serving.sequences import StatefulGeneration
+from seatrial_serving.sources import OnDisk, Source, describe, plan
 from seatrial_serving.triton.folder import TritonModel, TritonRepository
 from seatrial_serving.watching import watch
 from seatrial_serving.workers import Load, Worker
@@ -120,7 +121,7 @@ class Supervisor:
 
     async def _start_repository(self, repository: TritonRepository) -> None:
         self._repositories.append(repository)
-        names = repository.models()
+        names = repository.in_order()
         for name in names:
             self._plane.expect(name)
         errors = []
@@ -379,7 +380,8 @@ class Supervisor:
             if old is not None and not self._fits(target, old):
                 await self._make_room(source, old, serving.engines)
             gently = any(generation.ready for generation in self._plane.generations())
-            new = await Generation.start(identity, spawn, count=count, metrics=metrics, settings=serving, gently=gently)
+            kind = StatefulGeneration if identity.stateful else Generation
+            new = await kind.start(identity, spawn, count=count, metrics=metrics, settings=serving, gently=gently)
         except BaseException:
             hold.release()
             if old is not None:
@@ -401,20 +403,22 @@ class Supervisor:
         if old is not None:
             swaps[Swap.DONE] += 1
             self._plane.remove(old)
-            draining = asyncio.get_running_loop().create_task(self._drain(old))
+            new.follow(old)
+            sequences_s = serving.sequences.swap_s if new.stateful else 0.0
+            draining = asyncio.get_running_loop().create_task(self._drain(old, sequences_s=sequences_s))
             self._draining.add(draining)
             draining.add_done_callback(self._draining.discard)
         self._changed()
 
     def _engines(self, target: Target, identity: Identity, serving: Serving) -> tuple[Spawn, int, str]:
         """How to start one, how many there are to be, and what they are, for people. Raises `InvalidSource`."""
-        if target.path.suffix == ENSEMBLE:
-            plan = Plan.of(read_ensemble(target.path), self._plane.resolve)
+        steps = plan(target.path, self._plane.resolve)
+        if steps is not None:
 
             async def pipeline(*, wide: bool, gently: bool) -> Worker:  # noqa: ARG001 - it has no cores of its own
-                return Pipeline(plan, self._plane.resolve)
+                return Pipeline(steps, self._plane.resolve)
 
-            return pipeline, plan.ensemble.pipelines, "pipelines"
+            return pipeline, steps.ensemble.pipelines, "pipelines"
         count, threads = share(target.path, serving.engines)
 
         async def engine(*, wide: bool, gently: bool) -> Worker:
@@ -444,8 +448,8 @@ class Supervisor:
         self._changed()
         await self._drain(old)
 
-    async def _drain(self, generation: Generation) -> None:
-        await generation.drain()
+    async def _drain(self, generation: Generation, *, sequences_s: float = 0.0) -> None:
+        await generation.drain(sequences_s=sequences_s)
         if (hold := self._holds.pop(generation, None)) is not None:  # it is drained twice where room was made
             hold.release()
         log.info("%s %s has ended", generation.identity, generation.identity.variant)

@@ -17,6 +17,7 @@ from seatrial.errors import SeatrialError
 from seatrial.protocol import Tensor
 from seatrial.tensors import Array, DynamicAxis, Signature
 from seatrial_serving.batching import Waiting
+from seatrial_serving.engines.stateful import Turn
 from seatrial_serving.padding import cut_back
 
 Inputs: TypeAlias = tuple[Array, ...]
@@ -56,6 +57,8 @@ class Batch:
     """It runs on all cores."""
     slot: int = -1
     """Where the worker that holds it has put it."""
+    turns: tuple[Turn, ...] = ()
+    """Whose rows they are, of a model with a memory."""
 
     @property
     def size_bytes(self) -> int:
@@ -78,6 +81,8 @@ class Worker(Protocol):
     golden: int
     wide: bool
     """Whether it can run a batch on all cores."""
+    state_bytes: int | None
+    """What one sequence takes; None where the model has no memory."""
 
     @property
     def pid(self) -> int: ...

@@ -24,7 +24,7 @@ from seatrial.bundle import (
     write_bundle,
 )
 from seatrial.protocol import InferRequest, Tensor
-from seatrial.tensors import Array, DataType, DynamicAxis, Signature, TensorSpec
+from seatrial.tensors import Array, DataType, DynamicAxis, Signature, State, TensorSpec
 from seatrial_serving.engines.onnxruntime import read_signature
 
 WEIGHTS = np.array([[1, 0, 2], [0, 1, -1], [1, 1, 0], [0, 0, 1]], np.float32)
@@ -252,3 +252,103 @@ class EncoderBundle:
             postprocessing=self.postprocessing,
         )
         return write_bundle(draft, store)
+
+
+COINS = np.array([1, 10, 100, 1000], np.float32)
+PURSE = Signature(
+    inputs=(
+        TensorSpec(name="coin", datatype=DataType.INT64, shape=(-1, 1)),
+        TensorSpec(name="purse", datatype=DataType.FP32, shape=(-1, 1)),
+    ),
+    outputs=(
+        TensorSpec(name="total", datatype=DataType.FP32, shape=(-1, 1)),
+        TensorSpec(name="purse_after", datatype=DataType.FP32, shape=(-1, 1)),
+    ),
+    dynamic_axes=(DynamicAxis(name="batch", at={"coin": 0, "purse": 0, "total": 0, "purse_after": 0}, max=16),),
+    states=(State(input="purse", output="purse_after"),),
+)
+
+
+def purse_onnx(path: Path) -> Path:
+    """Coins add up in a purse: total = purse + COINS[coin]. There are four; any other makes ONNX Runtime refuse the batch."""
+    return save(
+        path,
+        [
+            helper.make_node("Gather", ["coins", "coin"], ["worth"]),
+            helper.make_node("Add", ["purse", "worth"], ["total"]),
+            helper.make_node("Identity", ["total"], ["purse_after"]),
+        ],
+        [
+            helper.make_tensor_value_info("coin", TensorProto.INT64, ["batch", 1]),
+            helper.make_tensor_value_info("purse", TensorProto.FLOAT, ["batch", 1]),
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1]) for name in ("total", "purse_after")],
+        constants={"coins": COINS},
+    )
+
+
+GRU = Signature(
+    inputs=(
+        TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, 3)),
+        TensorSpec(name="h", datatype=DataType.FP32, shape=(-1, 4)),
+    ),
+    outputs=(
+        TensorSpec(name="y", datatype=DataType.FP32, shape=(-1, 4)),
+        TensorSpec(name="h_next", datatype=DataType.FP32, shape=(-1, 4)),
+    ),
+    dynamic_axes=(DynamicAxis(name="batch", at={"x": 0, "h": 0, "y": 0, "h_next": 0}, max=16),),
+    states=(State(input="h", output="h_next"),),
+)
+
+
+def gru_onnx(path: Path) -> Path:
+    """One step of a gated recurrent unit, of four numbers, with weights as they fall; y = 2 h_next."""
+    chance = np.random.default_rng(11)
+    return save(
+        path,
+        [
+            helper.make_node("Unsqueeze", ["x", "time"], ["x_of_time"]),
+            helper.make_node("Unsqueeze", ["h", "time"], ["h_of_direction"]),
+            helper.make_node("GRU", ["x_of_time", "W", "R", "", "", "h_of_direction"], ["", "h_after"], hidden_size=4),
+            helper.make_node("Squeeze", ["h_after", "time"], ["h_next"]),
+            helper.make_node("Add", ["h_next", "h_next"], ["y"]),
+        ],
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3]),
+            helper.make_tensor_value_info("h", TensorProto.FLOAT, ["batch", 4]),
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("y", "h_next")],
+        constants={
+            "time": np.array([0], np.int64),
+            "W": chance.normal(size=(1, 12, 3)).astype(np.float32),
+            "R": chance.normal(size=(1, 12, 4)).astype(np.float32),
+        },
+    )
+
+
+def write_stateful(
+    store: Path, signature: Signature, model: Path, *, name: str, golden: tuple[Tensor, Tensor] | None = None
+) -> Bundle:
+    """A bundle of `model`; `golden` is the input of one sequence's steps, and their answer."""
+    answer = (golden[1],) if golden else ()
+    recorded = (Golden(request=InferRequest((golden[0],)), source=answer, rerun=answer),) if golden else ()
+    draft = Draft(
+        model=ModelName(name=name, version="1"),
+        variant=VariantName(name="fp32", target="onnx-cpu", precision="fp32"),
+        signature=signature,
+        engine=EngineSpec(name="onnxruntime"),
+        graphs={"main": "model.onnx"},
+        files={"model.onnx": model},
+        golden=recorded,
+        source_bounds={},
+        rerun_bounds={},
+    )
+    return write_bundle(draft, store)
+
+
+def write_purse(store: Path, *, totals: ArrayLike = (10, 1010, 1011)) -> Bundle:
+    """`totals` are what its golden request records for the coins 1, 3 and 0."""
+    store.mkdir(parents=True, exist_ok=True)
+    coins = Tensor("coin", DataType.INT64, np.array([[1], [3], [0]]))
+    answer = Tensor("total", DataType.FP32, np.array(totals, np.float32).reshape(3, 1))
+    return write_stateful(store, PURSE, purse_onnx(store / ".purse.onnx"), name="purse", golden=(coins, answer))

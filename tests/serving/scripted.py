@@ -36,6 +36,7 @@ class ScriptedEngine:
     sizes: list[int] = field(default_factory=list)
     held_back: bool = False
     wide: bool = False
+    state_bytes: int | None = None
     compute_s: dict[bool, float] = field(default_factory=lambda: {False: 0.001, True: 0.001})
     """What it says a batch took, on its share of the cores and on all."""
     widths: list[bool] = field(default_factory=list)

@@ -107,7 +107,14 @@ def test_what_is_advertised(client: Client) -> None:
     told = client.get_server_metadata()
     assert list(told["extensions"] if isinstance(told, dict) else told.extensions) == list(EXTENSIONS)
     assert set(EXTENSIONS) <= {
-        *("classification", "sequence", "model_repository", "schedule_policy", "model_configuration"),
+        *(
+            "classification",
+            "sequence",
+            "sequence(string_id)",
+            "model_repository",
+            "schedule_policy",
+            "model_configuration",
+        ),
         *("binary_tensor_data", "parameters", "statistics", "trace", "logging"),
     }, "Triton's own spelling"
 

@@ -10,9 +10,18 @@ from hypothesis import strategies as some
 from tritonclient.grpc import model_config_pb2
 
 from seatrial.errors import EngineUnavailable, InvalidSource, SeatrialError
-from seatrial.settings import Batching, Engines
+from seatrial.settings import Batching, Engines, Sequences
 from seatrial_serving.open_inference.open_inference_pb2 import ModelConfig
-from seatrial_serving.triton.model_config import CARRIED, GROUPS, REFUSED, batching, engines, left_out, parse
+from seatrial_serving.triton.model_config import (
+    CARRIED,
+    GROUPS,
+    REFUSED,
+    batching,
+    engines,
+    left_out,
+    parse,
+    sequences,
+)
 
 SERVER = Batching(max_size=32, max_delay_ms=3, max_queue=77, priority_levels=4)
 
@@ -57,6 +66,18 @@ def test_without_dynamic_batching_requests_do_not_share_a_batch() -> None:
     assert not batching(parse(b"max_batch_size: 8 " + tensors, model="m"), SERVER).together
     assert batching(parse(b"max_batch_size: 8 dynamic_batching {} " + tensors, model="m"), SERVER).together
     assert batching(parse(b"max_batch_size: 8", model="m"), SERVER).together, "what Triton fills in, batches"
+
+
+def test_sequences_share_batches_and_rest_as_the_file_says() -> None:
+    oldest = b"oldest { max_candidate_sequences: 4 preferred_batch_size: [2] max_queue_delay_microseconds: 500 }"
+    config = parse(
+        b"max_batch_size: 8 sequence_batching { max_sequence_idle_microseconds: 2500000 " + oldest + b"}", model="m"
+    )
+    told = batching(config, SERVER)
+    assert (told.together, told.preferred_sizes, told.max_delay_ms) == (True, (2,), 0.5)
+    assert sequences(config, Sequences(max_open=9)) == Sequences(idle_s=2.5, max_open=9)
+    assert left_out(config) == ["sequence_batching.oldest.max_candidate_sequences"]
+    assert sequences(parse(b"sequence_batching { direct { } }", model="m"), Sequences()).idle_s == 1, "as at Triton"
 
 
 def test_who_would_be_delayed_is_not_refused() -> None:
@@ -109,8 +130,14 @@ def test_numbers_that_make_no_sense_are_refused(text: bytes, words: str) -> None
         (b"max_batch_sice: 4", InvalidSource, "cannot be read: .*max_batch_sice"),
         (b"max_batch_size: 4 max_batch_size: 5", InvalidSource, "cannot be read"),
         (b"\xff", InvalidSource, "cannot be read"),
-        (b"ensemble_scheduling { step { model_name: 'a' } }", InvalidSource, "ensembles are not run"),
-        (b"sequence_batching { }", InvalidSource, "models with a state"),
+        (b"ensemble_scheduling { step { model_name: 'a' } }", InvalidSource, "one of platform 'ensemble' and"),
+        (b'platform: "ensemble"', InvalidSource, "one of platform 'ensemble' and"),
+        (
+            b"platform: 'ensemble' ensemble_scheduling { step { model_name: 'a' model_namespace: 'b' } }",
+            InvalidSource,
+            "models have one name",
+        ),
+        (b"sequence_batching { iterative_sequence: true }", InvalidSource, "iterative_sequence: no engine"),
         (b"model_transaction_policy { decoupled: true }", InvalidSource, "decoupled: a request has one answer"),
         (b'input { name: "x" allow_ragged_batch: true }', InvalidSource, "allow_ragged_batch"),
         (b'model_operations { op_library_filename: "evil.so" }', InvalidSource, "no library from outside"),

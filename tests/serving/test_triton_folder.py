@@ -3,6 +3,8 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable, Inva
 from seatrial.settings import Serving
 from seatrial.tensors import Array
 from seatrial_serving.engines import Engine
-from seatrial_serving.sources import describe, fetch, parse
+from seatrial_serving.engines.stateful import Stateful
+from seatrial_serving.ensemble import Plan
+from seatrial_serving.sources import describe, fetch, parse, plan
 from seatrial_serving.triton.engine import _filled, open_model
 from seatrial_serving.triton.folder import MOST_CONFIG_BYTES, TritonModel, TritonRepository
-from tests.serving.models import WEIGHTS, linear, linear_onnx, pair_onnx
+from tests.serving.models import SIGNATURE, WEIGHTS, linear, linear_onnx, pair_onnx, purse_onnx
 from tests.serving.triton_models import CNN, LINEAR, RESHAPED, cnn_onnx, leaky_onnx, model, row_onnx, shout_onnx
 
 BATCHED = "max_batch_size: 8 " + LINEAR % ""
@@ -354,3 +358,153 @@ def test_another_backend_is_named_with_its_model(repository: Path, onnx: Path) -
     model(repository, "m", 'backend: "tensorrt"', v1=onnx)
     with pytest.raises(EngineUnavailable, match="'m' is for Triton's backend 'tensorrt'"):
         versions(repository, "m")
+
+
+# Ensembles and sequences
+
+
+STEP = 'step { model_name: "linear" input_map { key: "x" value: "in" } output_map { key: "y" value: "out" } }'
+DECLARED = 'input { name: "in" data_type: TYPE_FP32 dims: [4] } output { name: "out" data_type: TYPE_FP32 dims: [3] }'
+
+
+def planned(repository: Path, config: str) -> Plan:
+    place = model(repository, "e", 'platform: "ensemble" ' + config)
+
+    def find(*_: str) -> Any:
+        return SimpleNamespace(signature=SIGNATURE, stateful=False, identity="linear/1")
+
+    found = plan(TritonModel(path=place, version="1").place, find)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("rows", "shape", "batch"), [(8, (-1, 4), 8), (100, (-1, 4), 64)])
+def test_an_ensemble_is_what_it_declares(repository: Path, rows: int, shape: tuple[int, ...], batch: int) -> None:
+    made = planned(repository, f"max_batch_size: {rows} {DECLARED} ensemble_scheduling {{ {STEP} }}")
+    assert [(spec.name, spec.shape) for spec in made.signature.inputs] == [("in", shape)]
+    assert made.signature.batch is not None
+    assert made.signature.batch.max == batch
+
+
+def test_an_ensemble_without_batches_takes_each_request_as_it_is(repository: Path) -> None:
+    declared = DECLARED.replace("[4]", "[-1, 4]").replace("[3]", "[2, 3]")
+    made = planned(repository, f"{declared} ensemble_scheduling {{ {STEP} }}")
+    assert [spec.shape for spec in (*made.signature.inputs, *made.signature.outputs)] == [(-1, 4), (2, 3)]
+    assert made.signature.batch is None
+
+
+def test_an_output_that_is_not_mapped_is_nobodys(repository: Path) -> None:
+    unmapped = STEP.replace('output_map { key: "y" value: "out" }', "")
+    made = planned(repository, f"max_batch_size: 8 {DECLARED} ensemble_scheduling {{ {unmapped} {STEP} }}")
+    assert [step.outputs for step in made.ensemble.steps] == [{"y": "0/y"}, {"y": "out"}]
+
+
+@pytest.mark.parametrize(
+    ("declared", "step", "words"),
+    [
+        (DECLARED.replace('"in"', '"other"'), STEP, r"declares \['other'\]; its steps leave \['in'\]"),
+        (DECLARED.replace('"out"', '"other"'), STEP, r"no step of 'e' answers \['other'\]"),
+        (DECLARED.replace("[4]", "[5]"), STEP, r"'in' is FP32 \[-1, 5\]; for its models it is FP32 \[-1, 4\]"),
+        (DECLARED.replace("[4]", "[4, 1]"), STEP, "'in' is FP32"),
+        (DECLARED.replace("FP32", "INT64"), STEP, "'in' is INT64"),
+        (DECLARED.replace("[4]", "[4] reshape { shape: [4] }"), STEP, "nothing is reshaped"),
+        (DECLARED, STEP.replace('key: "x"', 'key: "z"'), r"maps nothing to the inputs \['x'\]"),
+        (DECLARED, STEP.replace('key: "y"', 'key: "z"'), r"has no output \['z'\]"),
+        (DECLARED, STEP.replace('"linear"', '"../x"'), "expected NAME"),
+    ],
+)
+def test_an_ensemble_that_is_not_what_it_declares_is_refused(
+    repository: Path, declared: str, step: str, words: str
+) -> None:
+    with pytest.raises(InvalidSource, match=words):
+        planned(repository, f"max_batch_size: 8 {declared} ensemble_scheduling {{ {step} }}")
+
+
+def test_models_come_before_what_is_made_of_them(repository: Path, onnx: Path) -> None:
+    def ensemble(name: str, *parts: str) -> None:
+        steps = "".join(f'step {{ model_name: "{part}" }}' for part in parts)
+        model(repository, name, f'platform: "ensemble" ensemble_scheduling {{ {steps} }}')
+
+    ensemble("a", "c", "z", "nobody")
+    ensemble("c", "z")
+    ensemble("round", "about")
+    ensemble("about", "round")
+    model(repository, "z", None, v1=onnx)
+    model(repository, "b", "no configuration")
+    assert TritonRepository(repository).in_order() == ["z", "c", "a", "round", "about", "b"]
+
+
+STATE = 'state {{ input_name: "purse" output_name: "purse_after" data_type: TYPE_FP32 dims: [{dims}] {more} }}'
+COIN_ALONE = (
+    'input { name: "coin" data_type: TYPE_INT64 dims: [1] } output { name: "total" data_type: TYPE_FP32 dims: [1] }'
+)
+
+
+def purse(repository: Path, config: str) -> Stateful:
+    place = model(repository, "purse", config, v1=purse_onnx(repository.parent / "purse.onnx"))
+    engine = opened(place / "1")
+    assert isinstance(engine, Stateful)
+    return engine
+
+
+@pytest.mark.parametrize("declared", [f"max_batch_size: 4 {COIN_ALONE}", "max_batch_size: 4", ""])
+def test_a_state_goes_round(repository: Path, declared: str) -> None:
+    engine = purse(repository, f"{declared} sequence_batching {{ {STATE.format(dims=1, more='')} }}")
+    assert [spec.name for spec in engine.signature.inputs] == ["coin"]
+    assert [spec.name for spec in engine.signature.outputs] == ["total"]
+    coins = {"coin": np.array([[0], [0], [2]])}
+    assert engine.play(coins)["total"].tolist() == [[1], [2], [102]]
+
+
+def test_a_state_may_be_shown_and_begin_with_what_a_file_has(repository: Path) -> None:
+    shown = COIN_ALONE + ' output { name: "purse_after" data_type: TYPE_FP32 dims: [1] }'
+    initial = 'initial_state { name: "n" data_type: TYPE_FP32 dims: [1] data_file: "begin" }'
+    place = model(repository, "purse", None, v1=purse_onnx(repository.parent / "purse.onnx"))
+    (place / "initial_state").mkdir()
+    (place / "initial_state" / "begin").write_bytes(np.float32(5).tobytes())
+    config = f"max_batch_size: 4 {shown} sequence_batching {{ {STATE.format(dims=1, more=initial)} }}"
+    (place / "config.pbtxt").write_text(config)
+    before = TritonModel(path=place, version="1").digest()
+    engine = opened(place / "1")
+    assert isinstance(engine, Stateful)
+    answer = engine.play({"coin": np.array([[0], [0]])})
+    assert answer["total"].tolist() == answer["purse_after"].tolist() == [[6], [7]]
+    (place / "initial_state" / "begin").write_bytes(np.float32(6).tobytes())
+    assert TritonModel(path=place, version="1").digest() != before
+    (place / "initial_state" / "begin").write_bytes(b"123")
+    with pytest.raises(InvalidSource, match="does not hold the state 'purse'"):
+        opened(place / "1")
+
+
+def begins(datatype: str = "TYPE_FP32", file: str = "") -> str:
+    data = f'data_file: "{file}"' if file else ""
+    return STATE.format(dims=1, more=f'initial_state {{ name: "n" data_type: {datatype} dims: [1] {data} }}')
+
+
+def told(control: str, name: str = "START") -> str:
+    return STATE.format(dims=1, more="") + f' control_input {{ name: "{name}" {control} }}'
+
+
+@pytest.mark.parametrize(
+    ("sequence", "words"),
+    [
+        (STATE.format(dims=-1, more=""), "each must be said"),
+        (STATE.format(dims=2, more=""), "'purse' has dims"),
+        (STATE.format(dims=1, more="").replace("FP32", "FP64"), "says that 'purse' is FP64"),
+        (STATE.format(dims=1, more="").replace("purse_after", "nothing"), "declares 'nothing'"),
+        (begins("TYPE_INT32"), "data_type"),
+        (begins(file="begin"), "missing or not a plain file"),
+        (begins(file="../config.pbtxt"), "does not hold"),
+        (begins(file="../../../purse.onnx"), "leads out of the repository"),
+        (told(""), "tells 0 things"),
+        (told("control { kind: CONTROL_SEQUENCE_START }"), "in one way"),
+        (told("control { fp32_false_true: [0, 1, 2] }"), "in one way"),
+        (told("control { fp32_false_true: [0, 1] int32_false_true: [0, 1] }"), "in one way"),
+        (told("control { fp32_false_true: [0, 1] }"), "declares 'START'"),
+        (told("control { fp32_false_true: [0, 1] }", "coin"), "says that 'coin' is FP32"),
+        (told("control { fp32_false_true: [0, 1] }", "purse"), "declares an input twice"),
+    ],
+)
+def test_a_memory_that_does_not_fit_the_graph_is_refused(repository: Path, sequence: str, words: str) -> None:
+    with pytest.raises(InvalidSource, match=words):
+        purse(repository, f"max_batch_size: 4 {COIN_ALONE} sequence_batching {{ {sequence} }}")

@@ -1,5 +1,6 @@
 """`seatrial serve` of a Triton model repository, beside the real Triton on the same one; and what only ours does with it."""
 
+import queue
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -42,7 +43,10 @@ QUESTIONS: dict[str, tuple[str, Array, str]] = {
     "text": ("said", TEXT, "loud"),
     "reshaped": ("row", ROW, "sum"),
     "cnn": ("image", IMAGE, "score"),
+    "grand": ("given", X, "grand_total"),
+    "apart": ("given", X, "y"),
 }
+ENSEMBLES = {"grand", "apart"}
 VERSIONS = {"all": ["1", "2", "10"], "specific": ["1", "2"], "latest": ["10"]}
 
 
@@ -109,7 +113,8 @@ def answer(client: Client, name: str, version: str = "", *, classes: int = 0) ->
     given, array, got = QUESTIONS[name]
     tensor = lib.InferInput(given, list(array.shape), "BYTES" if array.dtype == object else "FP32")
     tensor.set_data_from_numpy(array)
-    outputs = [lib.InferRequestedOutput(got, class_count=classes)]
+    # Triton's ensembles come to no end where an output is left out that another step needs
+    outputs = None if name in ENSEMBLES else [lib.InferRequestedOutput(got, class_count=classes)]
     result = client.infer(name, [tensor], model_version=version, outputs=outputs)
     response = result.get_response()
     told = response["model_version"] if isinstance(response, dict) else response.model_version
@@ -171,13 +176,90 @@ def test_both_tell_the_same_configuration(clients: tuple[Client, Client], name: 
     told, expected = (as_dict(client.get_model_config(name)) for client in clients)
     for kind in ("input", "output"):
         assert numbers(told[kind], "name", "data_type", "dims") == numbers(expected[kind], "name", "data_type", "dims")
-    assert told.get("backend") == expected.get("backend") == "onnxruntime"
+    assert (
+        (told.get("backend") or "") == (expected.get("backend") or "") == ("" if name in ENSEMBLES else "onnxruntime")
+    )
     assert ("dynamic_batching" in told) == ("dynamic_batching" in expected)
     if name != "plain":  # Triton fills in its own number, we ours
         assert told.get("max_batch_size") == expected.get("max_batch_size")
     if name in ("cnn", "labelled"):
         for field in ("preferred_batch_size", "max_queue_delay_microseconds"):
             assert str(told["dynamic_batching"][field]) == str(expected["dynamic_batching"][field])
+
+
+def coins(client: Client, *sequence: tuple[Any, int, str], model: str = "purse") -> list[Any]:
+    """What is answered to requests of sequences: their ids, coins, and whether it is the first and last of its sequence."""
+    lib = triton_http if isinstance(client, triton_http.InferenceServerClient) else triton_grpc
+    came = []
+    for name, coin, flags in sequence:
+        given = lib.InferInput("coin" if model == "purse" else "x", [1, 1], "INT64" if model == "purse" else "FP32")
+        given.set_data_from_numpy(np.array([[coin]], np.int64 if model == "purse" else np.float32))
+        try:
+            answer = client.infer(
+                model, [given], sequence_id=name, sequence_start="first" in flags, sequence_end="last" in flags
+            )
+        except InferenceServerException as refusal:
+            came.append(str(refusal))
+        else:
+            came.append(answer.as_numpy("total" if model == "purse" else "told").ravel().tolist())
+    return came
+
+
+def test_sequences_of_both_are_the_same(clients: tuple[Client, Client]) -> None:
+    asked = [
+        *((11, 1, "first"), ("text", 2, "first"), (11, 1, ""), ("text", 3, "")),
+        *((11, 0, "first"), (11, 0, ""), (11, 0, "last"), ("text", 0, "last"), (12, 3, "first last")),
+    ]
+    ours, theirs = (coins(client, *asked) for client in clients)
+    assert ours == theirs == [[10], [100], [20], [1100], [1], [2], [3], [1101], [1000]]
+
+
+@pytest.mark.parametrize("asked", [(13, 0, ""), (11, 0, "last"), ("nobody", 0, ""), (0, 0, ""), ("", 0, "")])
+def test_both_refuse_who_is_in_no_sequence(clients: tuple[Client, Client], asked: tuple[Any, int, str]) -> None:
+    for client in clients:
+        [words] = coins(client, asked)
+        assert any(
+            phrase in words
+            for phrase in (
+                f"inference request for sequence {asked[0]} to model 'purse' must specify the START flag on the first request",
+                "must specify a non-zero or non-empty correlation ID",
+            )
+        )
+
+
+def test_both_tell_a_graph_where_it_is_in_a_sequence(clients: tuple[Client, Client]) -> None:
+    asked = [(21, 5, "first"), (22, 6, "first"), (21, 7, ""), (22, 8, "last"), (21, 9, "last"), (23, 1, "first last")]
+    ours, theirs = (coins(client, *asked, model="told") for client in clients)
+    assert ours == theirs
+    assert ours == [
+        *([5, 1, 0, 1, 21], [6, 1, 0, 1, 22], [7, -1, 0, 1, 21], [8, -1, 9, 1, 22], [9, -1, 9, 1, 21]),
+        [1, 1, 9, 1, 23],
+    ]
+
+
+def test_what_is_the_servers_is_not_shown(clients: tuple[Client, Client]) -> None:
+    for name, given in (("purse", "coin"), ("told", "x")):
+        for client in clients:
+            told = as_dict(client.get_model_metadata(name))
+            assert [each["name"] for each in told["inputs"]] == [given]
+            assert len(told["outputs"]) == 1
+            assert "sequence_batching" in as_dict(client.get_model_config(name))
+
+
+def test_streams_of_both_tell_the_last_answer(ours: Server, real: tuple[str, str]) -> None:
+    for address in (ours.grpc, real[1]):
+        came: queue.Queue[Any] = queue.Queue()
+        with triton_grpc.InferenceServerClient(address) as client:
+            client.start_stream(lambda result, error, came=came: came.put(error or result))
+            x = triton_grpc.InferInput("x", list(X.shape), "FP32")
+            x.set_data_from_numpy(X)
+            client.async_stream_infer("latest", [x])
+            coin = triton_grpc.InferInput("coin", [1, 1], "INT64")
+            coin.set_data_from_numpy(np.array([[1]]))
+            client.async_stream_infer("purse", [coin], sequence_id=31, sequence_start=True, sequence_end=True)
+            answers = [came.get(timeout=20) for _ in range(2)]
+        finals = [each.get_response().parameters["triton_final_response"] for each in answers]
+        assert [final.bool_param for final in finals] == [True, True]
 
 
 def test_both_list_the_same_models(ours: Server, real: tuple[str, str]) -> None:

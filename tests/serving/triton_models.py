@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from seatrial_serving.triton.environment import TritonEnvironment
-from tests.serving.models import WEIGHTS, linear_onnx, save
+from tests.serving.models import WEIGHTS, linear_onnx, purse_onnx, save
 
 LINEAR = """
     input [{ name: "x" data_type: TYPE_FP32 dims: [4] }]
@@ -27,6 +27,7 @@ import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as triton
 
+STARTS = 1  # the flag of a request that starts a sequence
 TYPES = {"tensor(float)": "TYPE_FP32", "tensor(int64)": "TYPE_INT64", "tensor(string)": "TYPE_STRING"}
 
 
@@ -55,6 +56,8 @@ class TritonPythonModel:
     def initialize(self, args):
         self.config = json.loads(args["model_config"])
         self.session = session(Path(args["model_repository"]) / args["model_version"], self.config)
+        self.sequence = self.config.get("sequence_batching", {})
+        self.held = {}
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
@@ -63,8 +66,18 @@ class TritonPythonModel:
         names = [each["name"] for each in self.config["input"]]
         given = {name: triton.get_input_tensor_by_name(request, name).as_numpy() for name in names}
         given = {name: self.text(array) if array.dtype == object else array for name, array in given.items()}
+        for control in self.sequence.get("control_input", []):
+            given[control["name"]] = triton.get_input_tensor_by_name(request, control["name"]).as_numpy()
+        states = self.sequence.get("state", [])
+        for state in states:  # its implicit states are for backends in C++
+            zeros = np.zeros((1, *map(int, state["dims"])), np.float32)
+            key = (request.correlation_id(), state["input_name"])
+            given[state["input_name"]] = zeros if request.flags() & STARTS else self.held[key]
         names = [each["name"] for each in self.config["output"]]
-        answers = self.session.run(names, given)
+        *answers, = self.session.run([*names, *(state["output_name"] for state in states)], given)
+        for state, array in zip(states, answers[len(names):]):
+            self.held[request.correlation_id(), state["input_name"]] = array
+        answers = answers[:len(names)]
         answers = [self.bytes(array) if array.dtype == object else array for array in answers]
         return triton.InferenceResponse([triton.Tensor(name, array) for name, array in zip(names, answers)])
 
@@ -119,6 +132,11 @@ def write_repository(to: Path) -> Path:
     model(to, "reshaped", f"{onnx} max_batch_size: 4 {RESHAPED}", v1=row_onnx(files / "row.onnx"))
     model(to, "unbatched", f"{onnx} {UNBATCHED}", v1=one)
     model(to, "cnn", f"{onnx} {batching} {CNN}", v1=cnn_onnx(files / "cnn.onnx"))
+    model(to, "purse", f"{onnx} max_batch_size: 8 {COIN} {PURSE}", v1=purse_onnx(files / "purse.onnx"))
+    model(to, "told", f"{onnx} max_batch_size: 8 {TOLD}", v1=told_onnx(files / "told.onnx"))
+    model(to, "summing", f"{onnx} max_batch_size: 8 {SUMMING}", v1=summing_onnx(files / "summing.onnx"))
+    (model(to, "grand", f'platform: "ensemble" max_batch_size: 8 {GRAND}') / "1").mkdir()
+    (model(to, "apart", f'platform: "ensemble" max_batch_size: 8 {APART}') / "1").mkdir()
     return to
 
 
@@ -138,6 +156,99 @@ CNN = """
     input [{ name: "image" data_type: TYPE_FP32 format: FORMAT_NCHW dims: [1, -1, -1] }]
     output [{ name: "score" data_type: TYPE_FP32 dims: [2] }]
 """
+
+
+COIN = """
+    input [{ name: "coin" data_type: TYPE_INT64 dims: [1] }]
+    output [{ name: "total" data_type: TYPE_FP32 dims: [1] }]
+"""
+PURSE = """
+    sequence_batching {
+      max_sequence_idle_microseconds: 20000000
+      oldest { max_candidate_sequences: 16 }
+      state [{ input_name: "purse" output_name: "purse_after" data_type: TYPE_FP32 dims: [1] }]
+    }
+"""
+TOLD = """
+    input [{ name: "x" data_type: TYPE_FP32 dims: [1] }]
+    output [{ name: "told" data_type: TYPE_FP32 dims: [5] }]
+    sequence_batching {
+      max_sequence_idle_microseconds: 20000000
+      direct { }
+      control_input [
+        { name: "START" control [{ kind: CONTROL_SEQUENCE_START fp32_false_true: [-1, 1] }] },
+        { name: "END" control [{ kind: CONTROL_SEQUENCE_END int32_false_true: [0, 9] }] },
+        { name: "READY" control [{ kind: CONTROL_SEQUENCE_READY bool_false_true: [false, true] }] },
+        { name: "CORRID" control [{ kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 }] }
+      ]
+    }
+"""
+SUMMING = """
+    input [{ name: "values" data_type: TYPE_FP32 dims: [3] }]
+    output [{ name: "sum" data_type: TYPE_FP32 dims: [1] }]
+"""
+GRAND = """
+    input [{ name: "given" data_type: TYPE_FP32 dims: [4] }]
+    output [{ name: "grand_total" data_type: TYPE_FP32 dims: [1] }, { name: "between" data_type: TYPE_FP32 dims: [3] }]
+    ensemble_scheduling {
+      step [
+        {
+          model_name: "summing" model_version: -1
+          input_map { key: "values" value: "between" } output_map { key: "sum" value: "grand_total" }
+        },
+        {
+          model_name: "specific" model_version: 1
+          input_map { key: "x" value: "given" } output_map { key: "y" value: "between" }
+        }
+      ]
+    }
+"""
+"""The second step is computed before the first."""
+APART = """
+    input [{ name: "given" data_type: TYPE_FP32 dims: [4] }]
+    output [{ name: "y" data_type: TYPE_FP32 dims: [1] }, { name: "again" data_type: TYPE_FP32 dims: [1] }]
+    ensemble_scheduling {
+      step [
+        {
+          model_name: "grand" model_version: 1
+          input_map { key: "given" value: "given" }
+          output_map { key: "between" value: "hidden" } output_map { key: "grand_total" value: "again" }
+        },
+        {
+          model_name: "summing" model_version: 1
+          input_map { key: "values" value: "hidden" } output_map { key: "sum" value: "y" }
+        }
+      ]
+    }
+"""
+"""An ensemble of an ensemble, which comes before its parts in the alphabet."""
+
+
+def told_onnx(path: Path) -> Path:
+    """What the graph is told by the server, as numbers, after the x of the caller."""
+    told = {
+        "x": TensorProto.FLOAT, "START": TensorProto.FLOAT, "END": TensorProto.INT32, "READY": TensorProto.BOOL,
+        "CORRID": TensorProto.UINT64,
+    }  # fmt: skip
+    return save(
+        path,
+        [
+            *(helper.make_node("Cast", [name], [f"{name}_float"], to=TensorProto.FLOAT) for name in told),
+            helper.make_node("Concat", [f"{name}_float" for name in told], ["told"], axis=1),
+        ],
+        [helper.make_tensor_value_info(name, kind, ["batch", 1]) for name, kind in told.items()],
+        [helper.make_tensor_value_info("told", TensorProto.FLOAT, ["batch", 5])],
+    )
+
+
+def summing_onnx(path: Path) -> Path:
+    return save(
+        path,
+        [helper.make_node("ReduceSum", ["values", "axes"], ["sum"], keepdims=1)],
+        [helper.make_tensor_value_info("values", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["batch", 1])],
+        constants={"axes": np.array([1], np.int64)},
+    )
 
 
 def shout_onnx(path: Path) -> Path:

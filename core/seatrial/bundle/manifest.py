@@ -176,6 +176,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name in self._referred():
             if name not in self.files:
                 raise BundleCorrupt(f"{where} refers to '{name}', which is not among its files")
+        if (self.driver is Driver.STATEFUL) != bool(self.signature.states):
+            raise BundleCorrupt(f"{where} has the driver '{self.driver}' and {len(self.signature.states)} states")
 
     def _referred(self) -> list[str]:
         bodies = [body for golden in self.golden for body in (golden.request, golden.source, golden.rerun)]

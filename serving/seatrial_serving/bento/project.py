@@ -12,8 +12,9 @@ from pathlib import Path
 import yaml
 from packaging.requirements import Requirement
 
-from seatrial.bundle import Bundle
+from seatrial.bundle import Bundle, Driver
 from seatrial.engines import ENGINES
+from seatrial.errors import EngineUnavailable
 from seatrial.files import directory_aside, put_in_place
 
 SERVICE = "service.py"
@@ -21,7 +22,10 @@ OUR_PACKAGES = ("seatrial", "seatrial_monitoring", "seatrial_serving")
 
 
 def write_project(bundle: Bundle, to: Path) -> Path:
-    """Write the project to the new directory `to`. Raises `BundleCorrupt`, or `DiskFull` with nothing left behind."""
+    """Write the project to the new directory `to`. Raises `BundleCorrupt`, `EngineUnavailable` for a bundle that BentoML cannot
+    run, or `DiskFull` with nothing left behind."""
+    if bundle.manifest.driver is not Driver.ONCE:
+        raise EngineUnavailable(f"{bundle.path} keeps the states of sequences, which BentoML's workers do not share")
     bundle.verify()
     with directory_aside(to.parent) as aside:
         service = resources.files("seatrial_serving.bento").joinpath(SERVICE).read_text()

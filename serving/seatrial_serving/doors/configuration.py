@@ -9,15 +9,18 @@ from seatrial.settings import Batching
 from seatrial.tensors import DataType, TensorSpec
 from seatrial_serving.generation import Generation
 
+ENSEMBLE = "ensemble"
+"""The platform of what computes nothing itself."""
+
 
 def configuration(generation: Generation, *, cached: bool = False) -> dict[str, Any]:
     """The fields of Triton's `ModelConfig` that mean something here, under its names."""
     identity, signature = generation.identity, generation.signature
-    batched = signature.batch is not None
+    batched, computes = signature.batch is not None, identity.platform != ENSEMBLE
     described: dict[str, Any] = {
         "name": identity.name,
         "platform": identity.platform,
-        "backend": identity.platform.partition("_")[0],
+        "backend": identity.platform.partition("_")[0] if computes else "",
         "max_batch_size": generation.max_rows if batched else 0,
         "input": _tensors(signature.inputs, batched=batched),
         "output": _tensors(signature.outputs, batched=batched),
@@ -33,7 +36,10 @@ def configuration(generation: Generation, *, cached: bool = False) -> dict[str, 
         "model_transaction_policy": {"decoupled": False},
         "response_cache": {"enable": cached and bool(identity.digest)},
     }
-    if batched and generation.batching.together:
+    if generation.stateful:
+        idle_us = round(generation.sequences.idle_s * 1e6)
+        described["sequence_batching"] = {"oldest": {}, "max_sequence_idle_microseconds": idle_us}
+    elif batched and computes and generation.batching.together:
         described["dynamic_batching"] = _batching(generation.batching, generation.max_rows)
     return described
 

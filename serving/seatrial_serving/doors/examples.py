@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from seatrial.errors import BadRequest
-from seatrial.protocol import InferRequest, Tensor, encode_request
+from seatrial.protocol import SEQUENCE_END, SEQUENCE_ID, SEQUENCE_START, InferRequest, Tensor, encode_request
 from seatrial.tensors import DataType, TensorSpec, check_text
 from seatrial_serving.doors import rows
 from seatrial_serving.doors.schemas import WITHOUT_JSON, sizes
@@ -99,11 +99,21 @@ def as_rows(generation: Generation, given: Sequence[Tensor]) -> dict[str, Any] |
     return {"instances": [dict(zip(written, row, strict=True)) for row in zip(*written.values(), strict=True)]}
 
 
+def as_fields(given: Sequence[Tensor]) -> dict[str, Any] | None:
+    """The body of the generate extension; None for a model that it cannot ask."""
+    if any(tensor.datatype is DataType.BF16 for tensor in given):
+        return None
+    return {tensor.name: rows.as_json(tensor) for tensor in given}
+
+
 def _parameters(generation: Generation) -> dict[str, Any]:
-    """A model whose outputs have no JSON form is asked for binary ones."""
+    """A model whose outputs have no JSON form is asked for binary ones, and one with a memory for a whole sequence."""
+    parameters: dict[str, Any] = {}
     if any(spec.datatype in WITHOUT_JSON for spec in generation.signature.outputs):
-        return {"parameters": {"binary_data_output": True}}
-    return {}
+        parameters["binary_data_output"] = True
+    if generation.stateful:
+        parameters |= {SEQUENCE_ID: 1, SEQUENCE_START: True, SEQUENCE_END: True}
+    return {"parameters": parameters} if parameters else {}
 
 
 # Lines to copy

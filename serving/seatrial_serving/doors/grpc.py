@@ -44,6 +44,8 @@ from seatrial_serving.workers import Outputs
 SWEEP_S = 0.5
 MANAGING = (f"/{SERVICE}/RepositoryModelLoad", f"/{SERVICE}/RepositoryModelUnload")
 """Not answered here where management has a port of its own, which speaks REST."""
+FINAL = "triton_final_response"
+"""What Triton calls the parameter that tells the last of several answers."""
 MOST_AHEAD = 64
 """Requests of one stream that may wait for their answers; the next is read when one of them is answered."""
 
@@ -208,10 +210,45 @@ class Servicer:
                 await line.until(MOST_AHEAD - 1)
                 await call.drained()
                 asked = _parse(messages.ModelInferRequest, message)
-                line.join(asked.id, partial(self._infer, asked, timeout_s=call.head.timeout_s))
+                if self._steps(asked) > 1:
+                    await line.until(0)
+                    await self._infer_steps(asked, call)
+                else:
+                    line.join(asked.id, partial(self._infer, asked, timeout_s=call.head.timeout_s))
             await line.until(0)
         finally:
             line.leave()
+
+    def _steps(self, asked: messages.ModelInferRequest) -> int:
+        """How many answers it is to have on a stream: one for each step that a model with a memory takes."""
+        with contextlib.suppress(SeatrialError):  # it will be told when it is asked
+            generation = self._plane.resolve(asked.model_name, asked.model_version)
+            if generation.stateful and generation.signature.batch and asked.inputs and asked.inputs[0].shape:
+                return asked.inputs[0].shape[0]
+        return 1
+
+    async def _infer_steps(self, asked: messages.ModelInferRequest, call: Conversation) -> None:
+        """Answer each step when the client has room for it."""
+        exchange = self._plane.begin(Protocol.GRPC, asked.model_name, asked.model_version)
+        left = self._steps(asked)
+        try:
+            self._plane.locate(exchange)
+            request = read_request(asked)
+            async with contextlib.aclosing(
+                self._plane.stream(exchange, request, timeout_s=call.head.timeout_s)
+            ) as answers:
+                async for outputs in answers:
+                    left -= 1
+                    answer = _write_answer(exchange, request, outputs)
+                    call.send(_streamed(answer, asked.id, final=not left).SerializeToString())
+                    await call.drained()
+        except BaseException as error:
+            self._plane.fail(exchange, error)
+            if not isinstance(error, Exception):
+                raise
+            call.send(_streamed(error, asked.id).SerializeToString())
+        finally:
+            self._plane.end(exchange)
 
     def _infer(
         self,
@@ -267,8 +304,12 @@ class _Place:
         self.exchange: Exchange | None = None
 
 
-def _streamed(answer: messages.ModelInferResponse | Exception, request_id: str) -> messages.ModelStreamInferResponse:
+def _streamed(
+    answer: messages.ModelInferResponse | Exception, request_id: str, *, final: bool = True
+) -> messages.ModelStreamInferResponse:
+    """`final` is the last answer to its request."""
     if isinstance(answer, messages.ModelInferResponse):
+        answer.parameters[FINAL].bool_param = final
         return messages.ModelStreamInferResponse(infer_response=answer)
     said = str(answer) if isinstance(answer, SeatrialError) else "internal error"
     return messages.ModelStreamInferResponse(

@@ -10,7 +10,7 @@ MODEL = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}", "/v2/model
 """How a model is named in a path of `/v2`."""
 EXTENSIONS = (
     *("binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters"),
-    *("schedule_policy", "statistics"),
+    *("schedule_policy", "sequence", "sequence(string_id)", "statistics"),
 )
 """Only what the tests prove."""
 

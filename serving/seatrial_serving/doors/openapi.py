@@ -34,9 +34,11 @@ Content: TypeAlias = dict[str, Any]
 """Schema and examples by content type."""
 Operation: TypeAlias = dict[str, Any]
 
-V2, MLFLOW, TF_SERVING, TORCHSERVE, OPENAI, DOCS = "v2", "mlflow", "tf_serving", "torchserve", "openai", "docs"
+V2, GENERATE, MLFLOW, TF_SERVING = "v2", "generate", "mlflow", "tf_serving"
+TORCHSERVE, OPENAI, DOCS = "torchserve", "openai", "docs"
 TITLES = {
     V2: "Open Inference Protocol v2",
+    GENERATE: "Triton's generate extension",
     MLFLOW: "MLflow, Amazon SageMaker",
     TF_SERVING: "TensorFlow Serving, Google Vertex AI",
     TORCHSERVE: "TorchServe",
@@ -155,7 +157,11 @@ class Model:
         answer = schemas.answer(signature, name=identity.name, version=identity.version, max_rows=most)
         bodies: dict[str, Any] = {}
         if (given := examples.inputs(generation)) is not None:
-            bodies = {"v2": examples.as_v2(generation, given), "rows": examples.as_rows(generation, given)}
+            bodies = {
+                "v2": examples.as_v2(generation, given),
+                "rows": examples.as_rows(generation, given),
+                "fields": examples.as_fields(given),
+            }
         return cls(
             generation=generation,
             key=key,
@@ -181,9 +187,14 @@ class Model:
         return {"examples": {"example": {"$ref": f"#/components/examples/{name}"}}}
 
     @property
-    def reads_rows(self) -> bool:
-        """Whether the doors for clients of other servers can ask it."""
+    def reads_fields(self) -> bool:
+        """Whether it can be asked in JSON that names no datatypes."""
         return all(spec.datatype is not DataType.BF16 for spec in self.generation.signature.inputs)
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether the doors for clients of other servers can ask it; they know no sequences."""
+        return self.reads_fields and not self.generation.stateful
 
     def shown(self, served: "Sequence[Address]") -> dict[str, Any]:
         """What the page says of it."""
@@ -299,10 +310,11 @@ class _Paths:
 
     def _infer(self, door: str, template: str, name: str) -> None:
         """An operation for each model that can be asked this way."""
-        describe = {V2: _v2, TF_SERVING: _tf_serving, TORCHSERVE: _torchserve}[door]
+        describe = {V2: _v2, GENERATE: _generate, TF_SERVING: _tf_serving, TORCHSERVE: _torchserve}[door]
         for each in self._served:
             path = each.fill(template)
-            if path and (door == V2 or each.model.reads_rows):
+            asks = {V2: True, GENERATE: each.model.reads_fields}
+            if path and asks.get(door, each.model.reads_rows):
                 self._asking(door, path, name, describe(each.model))
 
     def _infer_unnamed(self, door: str, path: str, name: str) -> None:
@@ -376,6 +388,13 @@ def _v2(model: Model) -> Inference:
         takes[BINARY]["examples"] = {"binary": {"value": body}}
         parameters[0]["examples"] = {"binary": {"value": length}}
     return Inference(takes, {JSON: {"schema": model.ref("answer")}, BINARY: {"schema": {}}}, parameters)
+
+
+def _generate(model: Model) -> Inference:
+    """Inputs may leave out axes in front, and outputs come flat, so the fields can be anything."""
+    takes = record({spec.name: {} for spec in model.generation.signature.inputs}, parameters={"type": "object"})
+    answers = {JSON: {"schema": {"type": "object"}}, "text/event-stream": {"schema": TEXT}}
+    return Inference({JSON: {"schema": takes, **model.example("fields")}}, answers)
 
 
 def _tf_serving(model: Model) -> Inference:

@@ -17,7 +17,7 @@ from seatrial import __version__
 from seatrial.errors import MalformedRequest, SeatrialError
 from seatrial_serving.access.caller import Act
 from seatrial_serving.data_plane import ALIAS, DataPlane
-from seatrial_serving.doors import mlflow, openai, openapi, tf_serving, torchserve
+from seatrial_serving.doors import generate, mlflow, openai, openapi, tf_serving, torchserve
 from seatrial_serving.doors.configuration import configuration
 from seatrial_serving.doors.infer import ClientLeft, read_body, refusal
 from seatrial_serving.doors.metadata import EXTENSIONS, MODEL, is_model_ready, metadata
@@ -76,6 +76,7 @@ def build(plane: DataPlane, acts: frozenset[Act]) -> FastAPI:
         app.include_router(management)
     if Act.INFER in acts:
         routers = {
+            openapi.GENERATE: generate.router(plane),
             openapi.MLFLOW: mlflow.router(plane),
             openapi.TF_SERVING: tf_serving.router(plane),
             openapi.TORCHSERVE: torchserve.router(plane),

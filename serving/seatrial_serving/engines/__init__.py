@@ -50,12 +50,18 @@ def open_engine(bundle: Bundle, *, threads: int, spinning: bool = False) -> Engi
     Raises `EngineUnavailable` where this machine or installation has not got what the bundle needs.
     """
     manifest = bundle.manifest
-    if manifest.driver is not Driver.ONCE:
-        raise EngineUnavailable(f"{bundle.path} wants the driver '{manifest.driver}'; this version runs 'once' only")
+    if manifest.driver not in (Driver.ONCE, Driver.STATEFUL):
+        raise EngineUnavailable(
+            f"{bundle.path} wants the driver '{manifest.driver}'; this version runs 'once' and 'stateful'"
+        )
     try:
         engine = _open(bundle, threads, spinning)
     except EngineUnavailable as error:
         raise EngineUnavailable(f"{bundle.path} {error}. {_way_out(bundle)}") from error
+    if manifest.driver is Driver.STATEFUL:
+        from seatrial_serving.engines.stateful import Stateful
+
+        return Stateful(engine)
     if not manifest.preprocessing and not manifest.postprocessing:
         return engine
     from seatrial_serving.engines.processing import Embedding

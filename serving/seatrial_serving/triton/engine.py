@@ -17,12 +17,13 @@ import numpy as np
 
 from seatrial.errors import BundleCorrupt, EngineFailed, InvalidSource, MalformedRequest, WrongInput
 from seatrial.protocol import Tensor, read_tensor
-from seatrial.tensors import BATCH, Array, DataType, DynamicAxis, Signature, TensorSpec
+from seatrial.tensors import BATCH, Array, DataType, DynamicAxis, Signature, State, TensorSpec
 from seatrial_serving.engines import Engine
 from seatrial_serving.engines.onnxruntime import UNVERIFIED_MAX, OnnxRuntime, read_tensors
 from seatrial_serving.engines.proof import run, warm_up
 from seatrial_serving.open_inference.open_inference_pb2 import ModelConfig, ModelInput, ModelOutput, ModelWarmup
 from seatrial_serving.triton.folder import TritonModel
+from seatrial_serving.triton.memory import Memory
 from seatrial_serving.triton.model_config import DATATYPES, is_complete
 
 MOST_SAMPLE_BYTES = 2**30
@@ -45,7 +46,10 @@ def open_model(place: Path, *, digest: str, threads: int, spinning: bool) -> Eng
     """
     model = TritonModel.at(place)
     config, file = model.config(), model.model_file()
-    engine = Reshaped(file, *_declare(config, *read_tensors(file)), threads=threads, spinning=spinning)
+    memory = Memory.of(config, model)
+    engine: Engine = Reshaped(file, *_declare(config, memory, *read_tensors(file)), threads=threads, spinning=spinning)
+    if config.HasField("sequence_batching"):
+        engine = memory.around(engine, shown={output.name for output in config.output})
     for inputs in _samples(model, config, engine.signature):
         run(engine, inputs)
     if not config.model_warmup:
@@ -67,6 +71,7 @@ class Reshaped:
         inputs: Sequence[Declared],
         outputs: Sequence[Declared],
         most_rows: int,
+        states: Sequence[State],
         *,
         threads: int,
         spinning: bool,
@@ -76,7 +81,7 @@ class Reshaped:
         self._inputs, self._outputs = (
             {each.name: each for each in some if each.inner != each.outer} for some in (inputs, outputs)
         )
-        self.signature = _signature(inputs, outputs, most_rows)
+        self.signature = _signature(inputs, outputs, most_rows, states)
         self.graphs = {"main": self.signature}
         self._engine = OnnxRuntime(
             {"main": path}, signature=self.signature, options={}, threads=threads, spinning=spinning
@@ -111,7 +116,10 @@ def _filled(source: Shape, target: Shape, shape: Shape) -> Shape:
     return tuple(next(sizes) if size < 0 else size for size in target)
 
 
-def _signature(inputs: Sequence[Declared], outputs: Sequence[Declared], most_rows: int) -> Signature:
+def _signature(
+    inputs: Sequence[Declared], outputs: Sequence[Declared], most_rows: int, states: Sequence[State]
+) -> Signature:
+    """Raises `InvalidSource` for states that do not go round."""
     rows = (-1,) if most_rows else ()
 
     def specs(some: Sequence[Declared]) -> tuple[TensorSpec, ...]:
@@ -119,16 +127,19 @@ def _signature(inputs: Sequence[Declared], outputs: Sequence[Declared], most_row
 
     at = {each.name: 0 for each in (*inputs, *outputs)}
     axes = (DynamicAxis(name=BATCH, at=at, max=most_rows),) if most_rows else ()
-    return Signature(inputs=specs(inputs), outputs=specs(outputs), dynamic_axes=axes)
+    try:
+        return Signature(inputs=specs(inputs), outputs=specs(outputs), dynamic_axes=axes, states=tuple(states))
+    except ValueError as error:
+        raise InvalidSource(f"sequence_batching makes no sense: {error}") from error
 
 
 # What is declared, held against the graph
 
 
 def _declare(
-    config: ModelConfig, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> tuple[list[Declared], list[Declared], int]:
-    """Inputs, outputs, and the most rows of a batch, 0 for no batch axis. Raises `InvalidSource`."""
+    config: ModelConfig, memory: Memory, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> tuple[list[Declared], list[Declared], int, Sequence[State]]:
+    """Inputs, outputs, the most rows of a batch, 0 for no batch axis, and the states. Raises `InvalidSource`."""
     most_rows = config.max_batch_size
     if not is_complete(config):
         batches = all(spec.shape and spec.shape[0] < 0 for spec in (*inputs, *outputs))
@@ -136,17 +147,29 @@ def _declare(
             raise InvalidSource(f"max_batch_size is {most_rows}, but not every tensor's first axis is open")
         most_rows = most_rows or (UNVERIFIED_MAX if batches else 0)
     rank = 1 if most_rows else 0
-    given = [_held_against(each, inputs, rank) for each in config.input] or [_filled_in(each, rank) for each in inputs]
+    own_in = [_held_against(each, inputs, rank) for each in (*memory.inputs, *memory.controls)]
+    own_out = [_held_against(each, outputs, rank) for each in memory.outputs]
+    given = [_held_against(each, inputs, rank) for each in config.input] or _filled_in(inputs, rank, own_in)
+    given += own_in
+    if len({each.name for each in given}) < len(given):
+        raise InvalidSource(
+            "config.pbtxt declares an input twice, or one for callers that is a state or a control input"
+        )
     if missing := {spec.name for spec in inputs} - {each.name for each in given}:
         raise InvalidSource(f"config.pbtxt does not declare the inputs {sorted(missing)} of the graph")
-    got = [_held_against(each, outputs, rank) for each in config.output] or [_filled_in(each, rank) for each in outputs]
-    return given, got, most_rows
+    got = [_held_against(each, outputs, rank) for each in config.output] or _filled_in(outputs, rank, own_out)
+    got += [each for each in own_out if each.name not in {output.name for output in got}]
+    return given, got, most_rows, memory.states
 
 
-def _filled_in(spec: TensorSpec, rank: int) -> Declared:
-    """As Triton fills it in: one number a row is stated as a row of one."""
-    inner = spec.shape[rank:]
-    return Declared(name=spec.name, datatype=spec.datatype, outer=inner or (1,), inner=inner)
+def _filled_in(specs: Sequence[TensorSpec], rank: int, own: Sequence[Declared]) -> list[Declared]:
+    """As Triton fills it in: one number a row is stated as a row of one. Those that are the server's `own` are not callers'."""
+    hidden = {each.name for each in own}
+    return [
+        Declared(name=spec.name, datatype=spec.datatype, outer=spec.shape[rank:] or (1,), inner=spec.shape[rank:])
+        for spec in specs
+        if spec.name not in hidden
+    ]
 
 
 def _held_against(tensor: ModelInput | ModelOutput, specs: Sequence[TensorSpec], rank: int) -> Declared:

@@ -7,19 +7,20 @@ Source: Triton's model repository documentation.
 
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from seatrial.bundle.manifest import sha256
 from seatrial.bundle.store import file_sha256
-from seatrial.errors import InvalidSource
+from seatrial.errors import InvalidSource, SeatrialError
 from seatrial.settings import Serving
 from seatrial_serving.generation import Identity
 from seatrial_serving.open_inference.open_inference_pb2 import ModelConfig
 from seatrial_serving.triton import model_config
-from seatrial_serving.triton.model_config import PLATFORM
+from seatrial_serving.triton.model_config import ENSEMBLE, PLATFORM
 
-CONFIG, MODEL, WARM_UP = "config.pbtxt", "model.onnx", "warmup"
+CONFIG, MODEL, WARM_UP, INITIAL_STATE = "config.pbtxt", "model.onnx", "warmup", "initial_state"
 MOST_CONFIG_BYTES, MOST_LABEL_BYTES = 2**20, 2**24
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
@@ -38,6 +39,21 @@ class TritonRepository:
     def models(self) -> list[str]:
         """The names of the directories that look like a model: with a configuration, or a version."""
         return sorted(name for name in _folders(self.path, _NAME) if _looks_like_a_model(self.path / name))
+
+    def in_order(self) -> list[str]:
+        """The same, each after those that it is made of."""
+        names = self.models()
+        ordered: dict[str, None] = {}
+
+        def visit(name: str, above: tuple[str, ...] = ()) -> None:
+            if name in names and name not in ordered and name not in above:
+                for part in self.model(name).parts():
+                    visit(part, (*above, name))
+                ordered[name] = None
+
+        for name in names:
+            visit(name)
+        return list(ordered)
 
     def model(self, name: str) -> "TritonModel":
         return TritonModel(path=self.path / name)
@@ -93,6 +109,12 @@ class TritonModel:
         text = self._read(path, MOST_CONFIG_BYTES) if path.exists() or path.is_symlink() else b""
         return model_config.parse(text, model=self.path.name)
 
+    def parts(self) -> list[str]:
+        """The models that an ensemble names; none for any other, or where that cannot be read."""
+        with suppress(SeatrialError):
+            return [step.model_name for step in self.config().ensemble_scheduling.step]
+        return []
+
     def wanted(self) -> list[str]:
         """The versions that the policy names, the lowest first. Raises `InvalidSource` where there is none of them."""
         there = sorted(_folders(self.path, _VERSION), key=int)
@@ -109,16 +131,19 @@ class TritonModel:
         return wanted
 
     def identity(self) -> Identity:
-        """Reads every byte. Raises `InvalidSource`, `EngineUnavailable`."""
+        """Reads every byte; an ensemble has no digest, for its models may change. Raises `InvalidSource`, `EngineUnavailable`."""
+        config = self.config()
+        is_ensemble = config.platform == ENSEMBLE
         return Identity(
             name=self.path.name,
             version=self.version,
-            variant="unverified",
-            digest=self.digest(),
+            variant="ensemble" if is_ensemble else "unverified",
+            digest="" if is_ensemble else self.digest(),
             alias="",
-            platform=PLATFORM,
+            platform=ENSEMBLE if is_ensemble else PLATFORM,
             labels=self._labels(),
             verified=False,
+            stateful=config.HasField("sequence_batching"),
         )
 
     def settings(self, server: Serving) -> Serving:
@@ -128,6 +153,7 @@ class TritonModel:
             update={
                 "batching": model_config.batching(config, server.batching),
                 "engines": model_config.engines(config, server.engines),
+                "sequences": model_config.sequences(config, server.sequences),
             }
         )
 
@@ -141,6 +167,10 @@ class TritonModel:
         """The file of a warm-up's input."""
         return self._file(self.path / WARM_UP / name)
 
+    def state_file(self, name: str) -> Path:
+        """The file of a state that does not begin with zeros."""
+        return self._file(self.path / INITIAL_STATE / name)
+
     def digest(self) -> str:
         """Of every file that may have a part in its answers, names and contents. Raises `InvalidSource`."""
         files = dict.fromkeys([self.model_file(), *map(self._file, self._files())])
@@ -150,7 +180,11 @@ class TritonModel:
     def _files(self) -> list[Path]:
         outputs = self.config().output
         beside = [self.path / CONFIG, *(self.path / each.label_filename for each in outputs if each.label_filename)]
-        below = [path for folder in (self.place, self.path / WARM_UP) for path in sorted(folder.rglob("*"))]
+        below = [
+            path
+            for folder in (self.place, self.path / WARM_UP, self.path / INITIAL_STATE)
+            for path in sorted(folder.rglob("*"))
+        ]
         return [path for path in (*beside, *below) if path.is_file()]
 
     def _labels(self) -> tuple[str, ...]:

@@ -14,12 +14,14 @@ from google.protobuf.message import Message
 from pydantic import ValidationError
 
 from seatrial.errors import EngineUnavailable, InvalidSource
-from seatrial.settings import Batching, Engines
+from seatrial.settings import Batching, Engines, Sequences
 from seatrial.tensors import DataType
 from seatrial_serving.open_inference import messages
 from seatrial_serving.open_inference.open_inference_pb2 import ModelConfig
 
-PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
+PLATFORM, BACKEND, ENSEMBLE = "onnxruntime_onnx", "onnxruntime", "ensemble"
+IDLE_S = 1.0
+"""After how long Triton ends a sequence that nobody asks, where the file does not say."""
 THREADS = "intra_op_thread_count"
 DATATYPES = {
     messages.DataType.Value("TYPE_STRING" if each is DataType.BYTES else f"TYPE_{each}"): each for each in DataType
@@ -29,7 +31,8 @@ MOST_ENGINES, MOST_THREADS = 64, 256
 
 GROUPS = {
     *("input", "output", "dynamic_batching", "dynamic_batching.default_queue_policy", "instance_group"),
-    *("model_transaction_policy", "parameters", "optimization"),
+    *("model_transaction_policy", "parameters", "optimization", "ensemble_scheduling", "ensemble_scheduling.step"),
+    *(f"sequence_batching{part}" for part in ("", ".direct", ".oldest", ".control_input", ".state")),
 }
 """Fields whose own fields have each a place."""
 CARRIED = {
@@ -42,13 +45,20 @@ CARRIED = {
     "dynamic_batching.preserve_ordering",  # answers on a stream come in the order of its requests anyway
     "dynamic_batching.default_queue_policy.allow_timeout_override",  # a request's own timeout always holds
     *(f"dynamic_batching.default_queue_policy.{name}" for name in ("default_timeout_microseconds", "max_queue_size")),
+    *(f"ensemble_scheduling.step.{name}" for name in ("model_name", "model_version", "input_map", "output_map")),
+    *(f"sequence_batching.{name}" for name in ("max_sequence_idle_microseconds", "control_input.name")),
+    *(f"sequence_batching.{name}" for name in ("control_input.control", "state.input_name", "state.output_name")),
+    *(f"sequence_batching.state.{name}" for name in ("data_type", "dims", "initial_state")),
+    *(f"sequence_batching.state.use_{name}" for name in ("same_buffer_for_input_output", "growable_memory")),
+    *(f"sequence_batching.oldest.{name}" for name in ("preferred_batch_size", "max_queue_delay_microseconds")),
+    "sequence_batching.oldest.preserve_ordering",  # as above
     *(f"parameters.{THREADS}", "parameters.inter_op_thread_count"),
     *("parameters.seatrial.digest", "parameters.seatrial.variant"),  # what `seatrial triton repository` writes
 }
 """What is done as the file says, or makes no difference here."""
 REFUSED: Mapping[str, str] = {
-    "ensemble_scheduling": "ensembles are not run here",
-    "sequence_batching": "models with a state are not run here",
+    "ensemble_scheduling.step.model_namespace": "models have one name here",
+    "sequence_batching.iterative_sequence": "no engine here gives a request back to be computed again",
     "batch_input": "inputs that the server makes of a batch are not made here",
     "batch_output": "outputs that the server cuts by an input are not cut here",
     "model_operations": "no library from outside is loaded into an engine",
@@ -80,7 +90,9 @@ def parse(text: bytes, *, model: str) -> ModelConfig:
     for path in _set_fields(config):
         if path in REFUSED:
             raise InvalidSource(f"the config.pbtxt of '{model}' sets {path}: {REFUSED[path]}")
-    if config.backend not in ("", BACKEND) or config.platform not in ("", PLATFORM):
+    if config.HasField("ensemble_scheduling") != (config.platform == ENSEMBLE):
+        raise InvalidSource(f"the config.pbtxt of '{model}' has one of platform 'ensemble' and ensemble_scheduling")
+    if config.backend not in ("", BACKEND) or config.platform not in ("", PLATFORM, ENSEMBLE):
         raise EngineUnavailable(
             f"'{model}' is for Triton's backend '{config.backend or config.platform}'; here '{BACKEND}' runs, ONNX alone"
         )
@@ -127,7 +139,16 @@ def batching(config: ModelConfig, server: Batching) -> Batching:
     asked = config.dynamic_batching
     policy = asked.default_queue_policy
     changes: dict[str, Any] = {"max_size": config.max_batch_size or server.max_size}
-    if not config.HasField("dynamic_batching"):
+    if config.HasField("sequence_batching"):
+        oldest = config.sequence_batching.oldest
+        changes |= {
+            "together": True,
+            "preferred_sizes": tuple(oldest.preferred_batch_size),
+            "max_delay_ms": oldest.max_queue_delay_microseconds / 1000,
+        }
+    elif config.HasField("ensemble_scheduling"):
+        changes |= {"together": True, "preferred_sizes": ()}
+    elif not config.HasField("dynamic_batching"):
         changes |= {"together": not is_complete(config), "preferred_sizes": ()}
     else:
         # who waited too long is answered last with DELAY: not refused, so not here either
@@ -148,6 +169,12 @@ def batching(config: ModelConfig, server: Batching) -> Batching:
         raise InvalidSource(
             f"dynamic_batching makes no sense: {'.'.join(map(str, wrong['loc']))} {wrong['msg']}"
         ) from error
+
+
+def sequences(config: ModelConfig, server: Sequences) -> Sequences:
+    """How long sequences may rest."""
+    idle_us = config.sequence_batching.max_sequence_idle_microseconds
+    return server.model_copy(update={"idle_s": idle_us / 1e6 or IDLE_S})
 
 
 def engines(config: ModelConfig, server: Engines) -> Engines:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 
-from seatrial.bundle import Bundle
+from seatrial.bundle import Bundle, Driver
 from seatrial.errors import EngineUnavailable
 from seatrial.files import directory_aside, put_in_place
 from seatrial.tensors import DataType, TensorSpec
@@ -85,6 +85,8 @@ def configuration(bundle: Bundle, *, backend: Backend, hardware: Hardware, insta
             f"{bundle.path} is for the engine '{manifest.engine.name}', which Triton's {backend} backend cannot run; "
             f"use the backend '{Backend.PYTHON}'"
         )
+    if manifest.driver is not Driver.ONCE:
+        raise EngineUnavailable(f"{bundle.path} keeps the states of sequences, which is not written for Triton")
     batch = manifest.signature.batch
     lines = [
         f'name: "{manifest.model.name}"',
