@@ -189,7 +189,7 @@ def test_what_is_refused_has_changed_nothing(tmp_path: Path) -> None:
     engine = opened(tmp_path)
     turns = [Turn(1, 1, first=True), Turn(2, 2, first=True)]
     assert engine.advance({"coin": np.array([[0], [1], [1]])}, turns)["total"].tolist() == [[1], [10], [20]]
-    with pytest.raises(EngineFailed):
+    with pytest.raises(WrongInput):
         engine.advance({"coin": np.array([[3], [3], [9]])}, [Turn(1, 1), Turn(2, 2)])
     assert engine.advance({"coin": np.array([[0], [1]])}, [Turn(1, 1), Turn(2, 1)])["total"].tolist() == [[2], [30]]
 
