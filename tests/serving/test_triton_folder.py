@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from numpy.testing import assert_array_equal
 
-from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable, InvalidSource
+from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable, InvalidSource, WrongInput
 from seatrial.settings import Serving
 from seatrial.tensors import Array
 from seatrial_serving.engines import Engine
@@ -298,7 +298,7 @@ def test_reshaping_moves_no_element(sizes: list[int], data: some.DataObject) -> 
 def test_a_model_that_takes_no_zeros_is_served_all_the_same(repository: Path, tmp_path: Path) -> None:
     place = model(repository, "m", f"max_batch_size: 4 {CNN}", v1=cnn_onnx(tmp_path / "cnn.onnx"))
     engine = opened(place / "1")
-    with pytest.raises(EngineFailed):
+    with pytest.raises(WrongInput):
         engine.predict({"image": np.zeros((1, 1, 1, 1), np.float32)})
     assert engine.predict({"image": np.ones((1, 1, 3, 3), np.float32)})["score"].tolist() == [[36, 117]]
 
@@ -453,7 +453,7 @@ def test_a_state_goes_round(repository: Path, declared: str) -> None:
     assert [spec.name for spec in engine.signature.inputs] == ["coin"]
     assert [spec.name for spec in engine.signature.outputs] == ["total"]
     coins = {"coin": np.array([[0], [0], [2]])}
-    assert engine.play(coins)["total"].tolist() == [[1], [2], [102]]
+    assert engine.advance(coins, [engine.whole(coins)])["total"].tolist() == [[1], [2], [102]]
 
 
 def test_a_state_may_be_shown_and_begin_with_what_a_file_has(repository: Path) -> None:
@@ -467,7 +467,8 @@ def test_a_state_may_be_shown_and_begin_with_what_a_file_has(repository: Path) -
     before = TritonModel(path=place, version="1").digest()
     engine = opened(place / "1")
     assert isinstance(engine, Stateful)
-    answer = engine.play({"coin": np.array([[0], [0]])})
+    coins = {"coin": np.array([[0], [0]])}
+    answer = engine.advance(coins, [engine.whole(coins)])
     assert answer["total"].tolist() == answer["purse_after"].tolist() == [[6], [7]]
     (place / "initial_state" / "begin").write_bytes(np.float32(6).tobytes())
     assert TritonModel(path=place, version="1").digest() != before

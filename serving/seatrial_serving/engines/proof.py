@@ -13,7 +13,7 @@ from seatrial.machine import this_machine
 from seatrial.protocol import Tensor
 from seatrial.tensors import Array, DataType, Signature, TensorSpec
 from seatrial_serving.engines import Engine, open_engine
-from seatrial_serving.engines.stateful import Stateful
+from seatrial_serving.engines.stateful import Stateful, Turn, compute
 
 
 def prove(bundle: Bundle) -> int:
@@ -32,10 +32,12 @@ def warm_up(engine: Engine, *, batch_sizes: Sequence[int]) -> None:
         run(engine, zeros(engine.signature, batch=size))
 
 
-def run(engine: Engine, inputs: Mapping[str, Array], *, graph: str = MAIN) -> dict[str, Array]:
+def run(
+    engine: Engine, inputs: Mapping[str, Array], *, graph: str = MAIN, turns: Sequence[Turn] = ()
+) -> dict[str, Array]:
     """Outputs for inputs that no caller sent. Raises `EngineFailed` whatever they are refused for."""
     try:
-        return engine.predict(inputs, graph=graph)
+        return compute(engine, inputs, graph=graph, turns=turns)
     except WrongInput as error:
         raise EngineFailed(f"the model refused the batch, which is its own: {error}") from error
 
@@ -91,7 +93,8 @@ def replay(engine: Engine, bundle: Bundle) -> int:
 def _answer(engine: Engine, golden: Golden) -> list[Tensor]:
     """Of an engine with a memory: the rows of a golden request are the steps of one sequence."""
     inputs = {tensor.name: tensor.array for tensor in golden.request.inputs}
-    outputs = engine.play(inputs) if isinstance(engine, Stateful) else run(engine, inputs, graph=golden.graph)
+    turns = [engine.whole(inputs)] if isinstance(engine, Stateful) else []
+    outputs = run(engine, inputs, graph=golden.graph, turns=turns)
     signature = engine.graphs[golden.graph]
     return [Tensor(spec.name, spec.datatype, outputs[spec.name]) for spec in signature.outputs]
 

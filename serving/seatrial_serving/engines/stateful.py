@@ -108,9 +108,9 @@ class Stateful:
         steps = [(Turn(0, 1, first=True, last=True), 0)] * rows
         return self._run(inputs, steps, [self._initial] * rows)
 
-    def play(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def whole(self, inputs: Mapping[str, Array]) -> Turn:
         """All rows as one sequence, from its first step to its last."""
-        return self.advance(inputs, [Turn(0, self._rows(inputs), first=True, last=True)])
+        return Turn(0, self._rows(inputs), first=True, last=True)
 
     def advance(self, inputs: Mapping[str, Array], turns: Sequence[Turn]) -> dict[str, Array]:
         """Let sequences take their steps; the rows lie in `inputs` in the order of the turns, each sequence's together.
