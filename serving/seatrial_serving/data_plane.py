@@ -63,6 +63,11 @@ class Exchange:
         self.protocol, self.model, self.version = protocol, model, version
         self.arrived = time.monotonic()
 
+    @property
+    def asker(self) -> str:
+        """The caller's name; empty where nobody is asked."""
+        return self.caller.name if self.caller is not None else ""
+
     def leave(self) -> None:
         """The caller has gone: nobody wants the answer."""
         if self.waiting is not None:
@@ -296,7 +301,7 @@ class DataPlane:
         """
         generation = exchange.generation or self.locate(exchange)
         if generation.stateful:
-            generation = exchange.generation = generation.home(request)
+            generation = exchange.generation = generation.home(request, exchange.asker)
         exchange.request_id = request.id
         limit_s = self.settings.limits.request_s
         if timeout_s is not None:
@@ -319,7 +324,7 @@ class DataPlane:
         if not generation.stateful:
             yield await self.submit(exchange, request, timeout_s=timeout_s)
             return
-        exchange.generation = home = generation.home(request)
+        exchange.generation = home = generation.home(request, exchange.asker)
         try:
             for row in steps(request, home.signature):
                 step = Exchange(exchange.protocol, exchange.model, exchange.version)
@@ -329,7 +334,7 @@ class DataPlane:
                 yield await answer
         except BaseException:
             if exchange.waiting is not None:  # what follows would go on from another state than its client thinks
-                home.abandon(request.step.id)
+                home.abandon(request, exchange.asker)
             raise
 
     def _through_cache(
@@ -357,15 +362,17 @@ class DataPlane:
     def _admit(
         self, exchange: Exchange, generation: Generation, request: InferRequest, *, limit_s: float, graph: str
     ) -> "asyncio.Future[Outputs]":
+        caller = exchange.caller
         exchange.waiting = generation.admit(
             request,
             arrived=exchange.arrived,
             deadline=exchange.arrived + limit_s,
             graph=graph,
             priority=request.priority if PRIORITY in request.parameters else 0,
+            caller=caller.name if caller is not None else "",
         )
-        if exchange.caller is not None:
-            exchange.caller.allowance.take_rows(exchange.waiting.rows)
+        if caller is not None:
+            caller.allowance.take_rows(exchange.waiting.rows)
         return exchange.waiting.answer
 
     def locate(self, exchange: Exchange, *, alias: str = "") -> Generation:

@@ -146,7 +146,14 @@ class Generation:
         return cls(identity, workers, spawn, metrics, settings)
 
     def admit(
-        self, request: InferRequest, *, arrived: float, deadline: float, graph: str = MAIN, priority: int = 0
+        self,
+        request: InferRequest,
+        *,
+        arrived: float,
+        deadline: float,
+        graph: str = MAIN,
+        priority: int = 0,
+        caller: str = "",  # noqa: ARG002 - whose sequence it is, where there are some
     ) -> Request:
         """Check `request` and put it in line; the answer is awaited on what is returned.
 
@@ -161,12 +168,12 @@ class Generation:
         self._dispatch_soon()
         return waiting
 
-    def home(self, request: InferRequest) -> "Generation":  # noqa: ARG002 - there are no sequences here
+    def home(self, request: InferRequest, caller: str) -> "Generation":  # noqa: ARG002 - there are no sequences here
         """The generation that has the sequence which `request` goes on with, else this one. Raises `WrongInput`."""
         return self
 
-    def abandon(self, name: int | str) -> None:
-        """The client of the sequence `name` has gone."""
+    def abandon(self, request: InferRequest, caller: str) -> None:
+        """The client of the sequence that `request` belongs to has gone."""
 
     def facts(self) -> GenerationFacts:
         return GenerationFacts(

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from seatrial.bundle import MAIN
 from seatrial.errors import EngineFailed, NotReady, Overloaded, WrongInput
@@ -26,6 +26,8 @@ from seatrial_serving.engines.stateful import Turn
 from seatrial_serving.generation import SHORT_COMPUTE_S, SWEEP_S, Generation, Identity, Spawn, State
 from seatrial_serving.workers import SLOTS, Batch, Outputs, Request, Worker
 
+Name: TypeAlias = tuple[str, int | str]
+"""Whose sequence it is, where that is known, and what they call it: nobody goes on with what is another's."""
 MOST_FORGOTTEN = 1000
 """How many ended sequences an engine is told of with one batch."""
 
@@ -34,7 +36,7 @@ MOST_FORGOTTEN = 1000
 class StatefulSequence:
     """One sequence."""
 
-    id: int | str
+    name: Name
     number: int
     """What its engine knows it by."""
     used: float
@@ -67,11 +69,11 @@ class StatefulGeneration(Generation):
         each_bytes = workers[0].state_bytes or 1
         self._most = min(self.sequences.max_open, max(1, self.sequences.max_bytes // each_bytes))
         self._idle_s = self.sequences.idle_s
-        self.open: dict[int | str, StatefulSequence] = {}
-        """Those that may be asked, by what their clients call them."""
+        self.open: dict[Name, StatefulSequence] = {}
+        """Those that may be asked."""
         self._alive: set[StatefulSequence] = set()
         """Those, and others that ended but still wait for answers."""
-        self.ended: dict[int | str, str] = {}
+        self.ended: dict[Name, str] = {}
         """Why sequences ended before their clients said so; the latest of them."""
         self._places: dict[Request, Place] = {}
         self._forgotten: dict[Worker, list[int]] = {}
@@ -83,16 +85,23 @@ class StatefulGeneration(Generation):
 
     # From the caller to the queue
 
-    def home(self, request: InferRequest) -> Generation:
+    def home(self, request: InferRequest, caller: str) -> Generation:
         step = request.step
-        known = (each for each in (self, *self.before) if not step.first and step.id in each.open)
+        known = (each for each in (self, *self.before) if not step.first and (caller, step.id) in each.open)
         return next(known, self)
 
-    def abandon(self, name: int | str) -> None:
-        self.take_no_more(name, "its client left")
+    def abandon(self, request: InferRequest, caller: str) -> None:
+        self.take_no_more((caller, request.step.id), "its client left")
 
     def admit(
-        self, request: InferRequest, *, arrived: float, deadline: float, graph: str = MAIN, priority: int = 0
+        self,
+        request: InferRequest,
+        *,
+        arrived: float,
+        deadline: float,
+        graph: str = MAIN,
+        priority: int = 0,
+        caller: str = "",
     ) -> Request:
         """As for any model; the requests of a sequence besides wait for each other.
 
@@ -100,10 +109,11 @@ class StatefulGeneration(Generation):
         there are too many.
         """
         step = request.step
+        name = caller, step.id
         if self.state is State.CLOSED or (step.first and self.state is not State.SERVING):
             raise NotReady(f"{self.identity} is {self.state}")
         waiting = self._waiting(request, arrived=arrived, deadline=deadline, graph=graph)
-        sequence = self._begin(step) if step.first else self._continue(step)
+        sequence = self._begin(name) if step.first else self._continue(name)
         if priority:
             waiting.level = self._settings.batching.level(priority)
         self._queue.put(waiting)
@@ -111,22 +121,22 @@ class StatefulGeneration(Generation):
         self._dispatch_soon()
         return waiting
 
-    def _begin(self, step: Step) -> StatefulSequence:
-        if len(self._alive) >= self._most and step.id not in self.open:
+    def _begin(self, name: Name) -> StatefulSequence:
+        if len(self._alive) >= self._most and name not in self.open:
             raise Overloaded(
                 f"{len(self._alive)} sequences of '{self.identity.name}' are open already, the most that "
                 "serving.sequences.max_open and max_bytes allow"
             )
         number = next(self._numbers)
         worker = self._workers[number % len(self._workers)] if self._workers else None
-        return StatefulSequence(id=step.id, number=number, used=time.monotonic(), worker=worker)
+        return StatefulSequence(name=name, number=number, used=time.monotonic(), worker=worker)
 
-    def _continue(self, step: Step) -> StatefulSequence:
-        if step.id in self.open:
-            return self.open[step.id]
-        why = next((each.ended[step.id] for each in (self, *self.before) if step.id in each.ended), "")
+    def _continue(self, name: Name) -> StatefulSequence:
+        if name in self.open:
+            return self.open[name]
+        why = next((each.ended[name] for each in (self, *self.before) if name in each.ended), "")
         raise WrongInput(
-            f"inference request for sequence {step.id} to model '{self.identity.name}' must specify the START flag on the "
+            f"inference request for sequence {name[1]} to model '{self.identity.name}' must specify the START flag on the "
             f"first request of the sequence ({SEQUENCE_START})"
             + (f"; it ended because {why}: start it again" if why else "")
         )
@@ -134,12 +144,12 @@ class StatefulGeneration(Generation):
     def _join(self, sequence: StatefulSequence, step: Step, waiting: Request) -> None:
         if step.first:
             for each in (self, *self.before):
-                each.take_no_more(step.id, "another was started with its id")
-            self.ended.pop(step.id, None)
-            self.open[step.id] = sequence
+                each.take_no_more(sequence.name, "another was started with its id")
+            self.ended.pop(sequence.name, None)
+            self.open[sequence.name] = sequence
             self._alive.add(sequence)
         if step.last:
-            del self.open[step.id]
+            del self.open[sequence.name]
         sequence.used = time.monotonic()
         sequence.line.append(waiting)
         self._places[waiting] = Place(sequence, step)
@@ -195,7 +205,7 @@ class StatefulGeneration(Generation):
         self._leave(sequence)
         self._dispatch_soon()
 
-    def take_no_more(self, name: int | str, why: str) -> None:
+    def take_no_more(self, name: Name, why: str) -> None:
         """Whoever goes on with the sequence `name` is refused, and told why; what was asked is answered."""
         sequence = self.open.pop(name, None)
         if sequence is None:
@@ -207,14 +217,14 @@ class StatefulGeneration(Generation):
 
     def _break_off(self, sequence: StatefulSequence, behind: Sequence[Request], why: str) -> None:
         """Refuse what comes, and the requests `behind`."""
-        if self.open.get(sequence.id) is sequence:
-            self.take_no_more(sequence.id, why)
+        if self.open.get(sequence.name) is sequence:
+            self.take_no_more(sequence.name, why)
         for waiting in behind:
-            waiting.fail(EngineFailed(f"the sequence {sequence.id} has ended because {why}: start it again"))
+            waiting.fail(EngineFailed(f"the sequence {sequence.name[1]} has ended because {why}: start it again"))
 
     def _leave(self, sequence: StatefulSequence) -> None:
         """Let its engine forget the sequence, if it has ended and nobody waits for it."""
-        if sequence.line or self.open.get(sequence.id) is sequence or sequence not in self._alive:
+        if sequence.line or self.open.get(sequence.name) is sequence or sequence not in self._alive:
             return
         self._alive.discard(sequence)
         if sequence.kept and sequence.worker in self._workers:
@@ -236,7 +246,7 @@ class StatefulGeneration(Generation):
         now = time.monotonic()
         for sequence in list(self.open.values()):
             if not sequence.line and now - sequence.used >= self._idle_s:
-                self.take_no_more(sequence.id, f"nobody asked for {self._idle_s:g} s")
+                self.take_no_more(sequence.name, f"nobody asked for {self._idle_s:g} s")
         self._looking = self._loop.call_later(max(SWEEP_S, self._idle_s / 4), self._look_for_idle)
 
     # Swaps and the end

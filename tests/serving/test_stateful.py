@@ -85,14 +85,14 @@ def admit(
     first: bool = False,
     last: bool = False,
     timeout_s: float = 30.0,
+    caller: str = "",
 ) -> Request:
     spec = on.signature.inputs[0]
     parameters = {"sequence_id": name, "sequence_start": first, "sequence_end": last}
     array = np.array(value, spec.datatype.numpy)
     now = time.monotonic()
     request = InferRequest((Tensor(spec.name, spec.datatype, array),), parameters=parameters)
-    home = on.home(request)
-    return home.admit(request, arrived=now, deadline=now + timeout_s)
+    return on.home(request, caller).admit(request, arrived=now, deadline=now + timeout_s, caller=caller)
 
 
 async def ask(on: StatefulGeneration, name: int | str, value: Any, **flags: Any) -> Array:
@@ -289,7 +289,7 @@ async def test_a_request_must_say_which_sequence_it_belongs_to(parameters: dict[
     async with generation(ScriptedEngine) as on:
         request = InferRequest((Tensor("x", DataType.FP32, np.ones((1, 4), np.float32)),), parameters=parameters)
         with pytest.raises(WrongInput, match=words):
-            on.home(request).admit(request, arrived=0, deadline=1)
+            on.home(request, "").admit(request, arrived=0, deadline=1)
 
 
 X = np.ones((1, 4), np.float32)
@@ -320,6 +320,16 @@ async def test_an_ended_sequence_must_be_started_again() -> None:
         with pytest.raises(WrongInput, match=r"must specify the START flag .*\(sequence_start\)$"):
             await ask(on, 5, X)
         await ask(on, 5, X, first=True, last=True)
+
+
+@pytest.mark.anyio
+async def test_nobody_goes_on_with_what_is_another_callers() -> None:
+    async with generation(ScriptedEngine) as on:
+        await ask(on, 5, X, first=True, caller="a")
+        with pytest.raises(WrongInput, match="START"):
+            await ask(on, 5, X, caller="b")
+        await ask(on, 5, X, first=True, last=True, caller="b")
+        await ask(on, 5, X, caller="a")
 
 
 @pytest.mark.anyio

@@ -86,6 +86,20 @@ def test_what_is_said_of_a_model_with_a_memory(server: Server) -> None:
     assert httpx.post(server.url("/v1/models/purse:predict"), json={"instances": [[0]]}).status_code == 400
 
 
+def test_its_examples_are_answered(server: Server) -> None:
+    document = httpx.get(server.url("/openapi.json")).json()
+    examples = document["components"]["examples"]
+    asked = {path: item["post"] for path, item in document["paths"].items() if path.startswith("/v2/models/purse/")}
+    assert set(asked) == {f"/v2/models/purse/{end}" for end in ("infer", "generate", "generate_stream")} | {
+        f"/v2/models/purse/versions/1/{end}" for end in ("infer", "generate", "generate_stream")
+    }
+    for path, operation in asked.items():
+        shown = operation["requestBody"]["content"]["application/json"]["examples"]["example"]["$ref"]
+        answer = httpx.post(server.url(path), json=examples[shown.rpartition("/")[2]]["value"])
+        assert answer.status_code == 200, (path, answer.text)
+    assert not [path for path in document["paths"] if "/v1/models/purse" in path and path.endswith("predict")]
+
+
 @pytest.mark.parametrize("flags", [{"start": "yes"}, {"end": 1}])
 def test_flags_are_true_or_false(server: Server, flags: dict[str, Any]) -> None:
     status, words = ask(server, 3, 0, **flags)
