@@ -48,7 +48,7 @@ def test_an_open_loop_sends_what_is_due_and_counts_the_wait(server: Server) -> N
     plan = Plan(url=server.http, model="linear", callers=1, seconds=0.1, warm_up_s=0.0, rate=20_000)
     result = asyncio.run(bench(plan))
     assert result.requests == 2_000
-    assert result.p99_ms > 1.5 * result.p50_ms > 100
+    assert result.p99_ms > 1.2 * result.p50_ms > 100
 
 
 def test_samples_are_sent_as_they_are(server: Server, tmp_path: Path) -> None:
