@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seatrial.errors import BudgetNotMet, InvalidSettings
@@ -94,6 +94,7 @@ def test_where_nothing_can_be_measured_three_are_enough() -> None:
     assert len(look(lambda _: math.nan)) == 3
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.tuples(st.sampled_from((1, 2, 4)), st.integers(0, 6)), st.floats(1, 100)), st.integers(1, 30))
 def test_nothing_is_measured_twice_and_no_more_than_there_is_time_for(
     speed: dict[tuple[int, int], float], times: int
@@ -328,6 +329,7 @@ def test_rounds_take_everybody_in_turn_and_begin_with_another_each() -> None:
     assert by_round[0][1:] + by_round[0][:1] == by_round[1]
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.floats(0.5, 400), st.floats(0.1, 60))
 def test_it_never_takes_longer_than_it_was_given(total_s: float, starts_s: float) -> None:
     sea = Sea(by_engines, starts_s=starts_s)
