@@ -22,6 +22,7 @@ from seatrial.errors import InvalidSource
 from seatrial.machine import cores, this_machine, tree_bytes
 from seatrial.settings import Access, Batching, Engines, Serving, Tls
 from seatrial_serving.bench import Plan
+from seatrial_serving.engine_process import NAME as ENGINE
 from seatrial_serving.sources import describe
 from seatrial_serving.tune.advice import as_toml, as_variables, keep
 from seatrial_serving.tune.configuration import Configuration
@@ -134,9 +135,9 @@ def test_it_is_served_with_these_settings_alone(
         result = server.ask(plan(server), within_s=10)
         server.weigh()
         children = psutil.Process().children(recursive=True)
-        commands = [" ".join(child.cmdline()) for child in children]
+        engines = [child for child in children if child.name() == ENGINE]
         held = sum(child.memory_full_info().pss for child in children)
-    assert sum("engine_process" in command for command in commands) == 1
+    assert len(engines) == 1
     assert result.outcomes == {"ok": result.requests}
     assert 0.5 * held < server.peak_bytes < 2 * held
     until(lambda: not any(child.is_running() for child in children))
@@ -188,7 +189,7 @@ def test_a_server_does_not_outlive_a_tuning_that_is_killed(bundle: Bundle) -> No
         assert tuning.stdout is not None
         assert tuning.stdout.readline() == b"up\n"
         children = psutil.Process(tuning.pid).children(recursive=True)
-        assert len(children) == 3, "a gateway and two engines"
+        assert ENGINE in {child.name() for child in children}
         tuning.kill()
     until(lambda: not any(child.is_running() for child in children))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seatrial.errors import BudgetNotMet, InvalidSettings
@@ -94,6 +94,7 @@ def test_where_nothing_can_be_measured_three_are_enough() -> None:
     assert len(look(lambda _: math.nan)) == 3
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.tuples(st.sampled_from((1, 2, 4)), st.integers(0, 6)), st.floats(1, 100)), st.integers(1, 30))
 def test_nothing_is_measured_twice_and_no_more_than_there_is_time_for(
     speed: dict[tuple[int, int], float], times: int
@@ -219,6 +220,8 @@ class Sea:
     """A machine: how fast servers are on it, how long they take to start, and what has been done there when."""
 
     per_second: Callable[[Serving], float]
+    p99_ms: Callable[[int], float] = lambda _: 1.0
+    """With so many callers."""
     starts_s: float = 1.0
     now: float = 0.0
     up: int = 0
@@ -268,7 +271,7 @@ class Afloat(Served):
         if math.isnan(most):
             raise Lost("ended with SIGSEGV")
         rate = plan.rate or most * min(plan.callers, 32) / 32
-        p99_ms = 1.0 + (100.0 if rate > most * 0.9 and plan.rate else 0.0)
+        p99_ms = self._sea.p99_ms(plan.callers) + (100.0 if rate > most * 0.9 and plan.rate else 0.0)
         return Result(
             requests=1000, seconds=plan.seconds, outcomes={"ok": 1000}, per_second=rate,
             p50_ms=p99_ms, p90_ms=p99_ms, p99_ms=p99_ms, max_ms=p99_ms,
@@ -326,6 +329,7 @@ def test_rounds_take_everybody_in_turn_and_begin_with_another_each() -> None:
     assert by_round[0][1:] + by_round[0][:1] == by_round[1]
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.floats(0.5, 400), st.floats(0.1, 60))
 def test_it_never_takes_longer_than_it_was_given(total_s: float, starts_s: float) -> None:
     sea = Sea(by_engines, starts_s=starts_s)
@@ -374,10 +378,19 @@ def test_a_disturbed_round_counts_for_nobody() -> None:
     assert tuned.advice["engines.count"] == 4
 
 
+def test_who_kept_the_bound_only_by_chance_is_measured_with_fewer_callers() -> None:
+    """Alone on the machine they answer in time; with several servers up, 32 callers wait for 8 ms."""
+    sea = Sea(by_engines, p99_ms=lambda callers: callers / 4 if sea.up > 1 else 1.0)
+    tuned = sail(sea, total_s=300)
+    assert not tuned.unmet
+    assert {point.callers for points in tuned.rounds.values() for point in points} == {16}
+    assert tuned.advice["engines.count"] == 4
+
+
 def test_a_bound_that_nothing_keeps_is_said_with_what_came_closest() -> None:
     tuned = sail(Sea(by_engines), total_s=300, p99_ms=0.5)
     assert tuned.unmet
-    with pytest.raises(BudgetNotMet, match=r"within 0\.5 ms; the closest was 1 ms with 8 callers"):
+    with pytest.raises(BudgetNotMet, match=r"within 0\.5 ms; what came closest, once, was 1 ms with one caller"):
         tuned.check()
 
 

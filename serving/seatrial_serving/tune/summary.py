@@ -66,7 +66,7 @@ def summary(tuned: Tuned, evidence: Path | None, why_not: str) -> str:
     if tuned.advice:
         say()
         say(f"{as_toml(tuned.advice)}\n\nor {as_variables(tuned.advice)}")
-    elif tuned.verdict.chosen is None and tuned.best is not None:
+    elif tuned.verdict.chosen is None and tuned.best is not None and not tuned.unmet:
         say(f"best so far: {tuned.best.configuration.beside(tuned.present)}")
     say()
     if evidence is not None:

@@ -37,7 +37,7 @@ LEVELS = 250
 SHORTEST_S, LONGEST_S = 0.2, 1.2
 FIRST_START_S, LEAST_START_S = 120.0, 30.0
 """How long the first server may take to start; the others as long as that one took altogether, but at least so long."""
-MOST_ROUNDS = 40
+MOST_ROUNDS, ENOUGH_TO_EASE = 40, 3
 HELD_PARTS = (0.95, 0.85, 0.75, 0.6, 0.45, 0.3)
 """Of the throughput that callers got who wait for their answers: the rates at which requests are then due."""
 
@@ -168,35 +168,52 @@ class Run:
         """Round after round, each beginning with another. Who cannot be measured in one is out; a disturbed round is left out."""
         rounds = self._tuned.rounds
         rounds |= {each: [] for each in servers}
-        while (
-            rounds
-            and min(map(len, rounds.values())) < MOST_ROUNDS
-            and self._trials.has_time(self._contest_ends, asks=len(rounds))
-        ):
+        callers = {each: self._callers(each) for each in servers}
+        while rounds and min(map(len, rounds.values())) < MOST_ROUNDS and self._has_time_for_all():
             order = list(rounds)
             done = len(rounds[order[0]])
             first = done % len(order)
-            taken = self._round(order[first:] + order[:first], servers)
-            if taken.keys() == rounds.keys():
-                for each, point in taken.items():
-                    rounds[each].append(point)
-                self._tell(f"round {done + 1}, beside the settings of now")
+            taken = self._round(order[first:] + order[:first], servers, callers)
+            if taken.keys() != rounds.keys():
+                continue
+            for each, point in taken.items():
+                rounds[each].append(point)
+            self._tell(f"round {done + 1}, beside the settings of now")
+            self._ease(callers)
+
+    def _has_time_for_all(self) -> bool:
+        return self._trials.has_time(self._contest_ends, asks=len(self._tuned.rounds))
 
     def _round(
-        self, order: Sequence[Configuration], servers: dict[Configuration, Served]
+        self, order: Sequence[Configuration], servers: dict[Configuration, Served], callers: dict[Configuration, int]
     ) -> dict[Configuration, Point]:
         taken = {}
         for each in order:
             try:
-                taken[each] = self._trials.ask(servers[each], self._level(each), until=self._ends)
+                taken[each] = self._trials.ask(servers[each], callers[each], until=self._ends)
             except Lost as lost:
                 self._tell(f"{each.beside(self._tuned.present)}: {lost}")
                 if not isinstance(lost, Disturbed):
                     del self._tuned.rounds[each]
         return taken
 
-    def _level(self, configuration: Configuration) -> int:
-        """How many callers it was best with."""
+    def _ease(self, callers: dict[Configuration, int]) -> None:
+        """Halve the callers of whoever does not keep the bound in most rounds, and did by chance before. Then all begin anew."""
+        rounds, p99_ms = self._tuned.rounds, self._tuned.request.p99_ms
+        strained = [
+            each
+            for each, points in rounds.items()
+            if len(points) >= ENOUGH_TO_EASE
+            and callers[each] > 1
+            and 2 * sum(point.keeps(p99_ms) for point in points) <= len(points)
+        ]
+        for each in strained:
+            callers[each] //= 2
+        if strained:
+            rounds.update({each: [] for each in rounds})
+
+    def _callers(self, configuration: Configuration) -> int:
+        """How many it was best with."""
         measured = next(each for each in self._tuned.found if each.configuration == configuration)
         point = measured.best(self._tuned.request.p99_ms) or measured.closest
         assert point is not None, "a contender that was never measured: this is a bug"
@@ -204,14 +221,15 @@ class Run:
 
     def _prove(self, chosen: Configuration, server: Served) -> None:
         """With requests that come when they come: the highest rate at which the bound is kept."""
-        fastest = median(point.per_second for point in self._tuned.rounds[chosen])
+        points = self._tuned.rounds[chosen]
+        fastest = median(point.per_second for point in points)
         for part in HELD_PARTS:
             if not self._trials.has_time(self._ends):
                 return
             rate = part * fastest
             self._tell(f"{rate:,.0f} requests/s due, whatever the server does")
             try:
-                point = self._trials.ask_at(server, rate, self._level(chosen), until=self._ends)
+                point = self._trials.ask_at(server, rate, points[0].callers, until=self._ends)
             except Lost:
                 continue
             if point.keeps(self._tuned.request.p99_ms):

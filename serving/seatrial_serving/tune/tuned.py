@@ -68,10 +68,13 @@ class Tuned:
     def check(self) -> None:
         """Raise `BudgetNotMet` where nothing that was tried keeps the bound."""
         if self.unmet:
-            points = [point for each in self.found for point in each.points]
+            points = [point for each in self.rounds.values() for point in each]
+            points = points or [point for each in self.found for point in each.points]
             closest = min(points, key=lambda point: point.p99_ms)
-            near = f"the closest was {closest.p99_ms:.3g} ms with {_callers(closest.callers)}"
-            raise BudgetNotMet(f"nothing that was tried keeps p99 within {self.request.p99_ms:g} ms; {near}")
+            raise BudgetNotMet(
+                f"nothing that was tried keeps p99 within {self.request.p99_ms:g} ms; what came closest, once, was "
+                f"{closest.p99_ms:.3g} ms with {_callers(closest.callers)}"
+            )
 
 
 def _callers(count: int) -> str:
