@@ -3,6 +3,7 @@
 They run beside the event loop, in a thread, one after the other, so that what each has caused can be told.
 """
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -10,10 +11,11 @@ from random import Random
 from typing import TypeAlias
 
 import httpx
+import psutil
 
-from benchmarks.soak.subject import BROKEN, SCALES, SPARE, Subject
+from benchmarks.soak.subject import ANSWER_S, BROKEN, SCALES, SPARE, Subject
 
-MOST_S = 60.0
+MOST_S = 180.0
 LOOK_EVERY_S = 0.05
 
 Mishap: TypeAlias = Callable[[Subject, Random], None]
@@ -52,11 +54,21 @@ def swap_to_what_is_broken(subject: Subject, random: Random) -> None:  # noqa: A
 
 
 def kill_an_engine(subject: Subject, random: Random) -> None:
-    _lose(subject, lambda: random.choice(subject.server.engines()).kill())
+    engines, deaths = len(subject.server.engines()), _deaths(subject)
+    random.choice(subject.server.engines()).kill()
+    until(lambda: _deaths(subject) > deaths and settled(subject, engines), "another engine")
 
 
 def hang_an_engine(subject: Subject, random: Random) -> None:
-    _lose(subject, lambda: random.choice(subject.server.engines()).suspend())
+    """One that has a batch in hand is replaced; one that nobody needs meanwhile is not missed, and comes to again."""
+    engines, deaths = len(subject.server.engines()), _deaths(subject)
+    engine = random.choice(subject.server.engines())
+    engine.suspend()
+    patience = time.monotonic() + 2 * ANSWER_S
+    until(lambda: _deaths(subject) > deaths or time.monotonic() > patience, "the hung engine's end")
+    with contextlib.suppress(psutil.NoSuchProcess):
+        engine.resume()
+    until(lambda: settled(subject, engines), "as many engines as before")
 
 
 def kill_the_watcher(subject: Subject, random: Random) -> None:  # noqa: ARG001
@@ -83,13 +95,8 @@ def unload_and_load(subject: Subject, random: Random) -> None:  # noqa: ARG001
     until(lambda: settled(subject, engines), "the engines of the model that was loaded")
 
 
-def _lose(subject: Subject, an_engine: Callable[[], None]) -> None:
-    engines, deaths = len(subject.server.engines()), subject.server.total("seatrial_engine_deaths_total")
-    an_engine()
-    until(
-        lambda: subject.server.total("seatrial_engine_deaths_total") > deaths and settled(subject, engines),
-        "another engine",
-    )
+def _deaths(subject: Subject) -> float:
+    return subject.server.total("seatrial_engine_deaths_total")
 
 
 def _swaps(subject: Subject, outcome: str) -> float:

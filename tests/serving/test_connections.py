@@ -28,7 +28,7 @@ X = [[1.0, 2.0, 3.0, 4.0]]
 BODY = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": X}]}
 SPARE = 200
 """Descriptors that this process needs for itself."""
-IDLE_BYTES = 16 * 1024
+IDLE_BYTES = 12 * 1024
 """What a connection that does nothing may take of the gateway."""
 ENGINE = {"SEATRIAL_SERVING__ENGINES__COUNT": "1"}
 HEADER_BYTES = 8192

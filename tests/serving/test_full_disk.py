@@ -55,7 +55,7 @@ def test_a_bundle_that_does_not_fit_is_fetched_when_there_is_room_and_the_old_on
     fast = {"SEATRIAL_REGISTRY__POLL_S": "0.1", "SEATRIAL_SERVING__ENGINES__COUNT": "1"}
     with (
         small_disk(settings.bundles) as store,
-        serving("linear@champion", place=tmp_path / "server", environment=fast) as server,
+        serving("linear@champion", place=tmp_path / "server", environment=fast, within_s=150) as server,
     ):
         fetched = {path for path in store.iterdir() if path.name.startswith("sha256")}
         filler = fill(store)

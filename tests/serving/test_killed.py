@@ -1,10 +1,13 @@
 """`kill -9` of anything at every stage of a swap: callers get right answers, and what was wanted comes about."""
 
+import json
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -21,7 +24,8 @@ X = [[1.0, 2.0, 3.0, 4.0]]
 BODY = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": X}]}
 INFER, LOAD = "/v2/models/linear/infer", "/v2/repository/models/linear/load"
 MANAGED = {"SEATRIAL_SERVING__REPOSITORY_CONTROL": "true"}
-GONE_S = 2.0
+GONE_S = 10.0
+"""A second, where nothing else runs; an engine that is still importing has to come to it first."""
 
 
 @dataclass
@@ -77,10 +81,8 @@ def served(place: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """In the end it is told to end in the middle of a swap, and must do so in peace."""
     with served(tmp_path_factory.mktemp("killed")) as running:
         yield running
-        in_mid_swap(running)
 
 
 def ready(engine: psutil.Process, like: psutil.Process) -> bool:
@@ -96,6 +98,7 @@ def ready(engine: psutil.Process, like: psutil.Process) -> bool:
 # Of the generation that is to come
 
 
+@pytest.mark.slow
 def test_a_new_engine_killed_while_it_starts_fails_the_swap_and_nobody_else(one: Served) -> None:
     version, old = one.ask(), one.server.engines()
     one.wish(version + 1)
@@ -129,6 +132,7 @@ def test_a_new_engine_killed_when_it_was_verified_is_replaced(one: Served) -> No
 # Of the generation that is to go
 
 
+@pytest.mark.slow
 def test_an_old_engine_killed_while_its_successor_starts_costs_nobody_an_answer(one: Served) -> None:
     version, old = one.ask(), one.server.engines()
     one.wish(version + 1)
@@ -159,6 +163,30 @@ def test_an_old_engine_killed_while_it_drains_has_its_requests_answered_by_its_s
     until(one.settled)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "found"),
+    [
+        (INFER, BODY, lambda said: said["outputs"][0]["data"]),
+        pytest.param("/invocations", {"inputs": X}, lambda said: said["predictions"][0], marks=pytest.mark.slow),
+    ],
+)
+def test_a_request_whose_body_comes_across_a_swap_is_answered_by_the_new_version(
+    one: Served, path: str, body: dict[str, Any], found: Callable[[Any], list[float]]
+) -> None:
+    version, data = one.ask(), json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n"
+    host, _, port = one.server.http.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(head.encode() + b"connection: close\r\nexpect: 100-continue\r\n\r\n" + data[:9])
+        assert connection.recv(1024).startswith(b"HTTP/1.1 100 "), "the server has chosen who is to answer"
+        one.wish(version + 1)
+        assert one.load().result() == 200
+        connection.sendall(data[9:])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert found(json.loads(answer.partition(b"\r\n\r\n")[2])) == linear(X, scale=version + 1)[0].tolist()
+
+
 # Of the server itself
 
 
@@ -183,7 +211,8 @@ def while_it_drains(running: Served) -> list[psutil.Process]:
     return everybody
 
 
-@pytest.mark.parametrize("stage", [in_mid_swap, pytest.param(while_it_drains, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [in_mid_swap, while_it_drains])
 def test_nothing_survives_a_server_killed_in_a_swap(
     stage: Callable[[Served], list[psutil.Process]], tmp_path: Path
 ) -> None:
@@ -196,6 +225,13 @@ def test_nothing_survives_a_server_killed_in_a_swap(
     with serving(running.place, place=tmp_path / "again") as again:
         answer = httpx.post(again.url(INFER), json=BODY).json()
         assert answer["outputs"][0]["data"] == linear(X, scale=2)[0].tolist()
+
+
+@pytest.mark.slow
+def test_a_server_told_to_end_in_mid_swap_ends_in_peace(tmp_path: Path) -> None:
+    with served(tmp_path) as running:
+        running.wish(2)
+        in_mid_swap(running)
 
 
 def alive(process: psutil.Process) -> bool:
