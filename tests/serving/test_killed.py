@@ -235,7 +235,7 @@ def test_a_server_told_to_end_in_mid_swap_ends_in_peace(tmp_path: Path) -> None:
 
 
 def alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
 
 
 # With a registry
