@@ -13,7 +13,7 @@ from typing import TypeAlias
 import httpx
 import psutil
 
-from benchmarks.soak.subject import ANSWER_S, BROKEN, SCALES, SPARE, Subject
+from benchmarks.soak.subject import ANSWER_S, BROKEN, FORK_SERVER, SCALES, SPARE, WATCHER, Subject
 
 MOST_S = 180.0
 LOOK_EVERY_S = 0.05
@@ -72,11 +72,18 @@ def hang_an_engine(subject: Subject, random: Random) -> None:
 
 
 def kill_the_watcher(subject: Subject, random: Random) -> None:  # noqa: ARG001
-    old = subject.watcher()
+    old = subject.child(WATCHER)
     assert old is not None, "there is no watcher: this is a bug"
     old.kill()
-    until(lambda: (new := subject.watcher()) is not None and new != old, "another watcher")
+    until(lambda: (new := subject.child(WATCHER)) is not None and new != old, "another watcher")
     until(lambda: subject.server.total("seatrial_registry_age_seconds") < 1, "the registry's answer")
+
+
+def kill_the_fork_server(subject: Subject, random: Random) -> None:
+    """There may be none: it is started when an engine is wanted. Then one is."""
+    if (forks := subject.child(FORK_SERVER)) is not None:
+        forks.kill()
+    kill_an_engine(subject, random)
 
 
 def hang_up(subject: Subject, random: Random) -> None:  # noqa: ARG001
@@ -109,6 +116,7 @@ MISHAPS: Mapping[str, Mishap] = {
     "engine killed": kill_an_engine,
     "engine hangs": hang_an_engine,
     "watcher killed": kill_the_watcher,
+    "fork server killed, then an engine": kill_the_fork_server,
     "SIGHUP": hang_up,
     "model unloaded and loaded": unload_and_load,
 }

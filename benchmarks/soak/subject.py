@@ -22,7 +22,7 @@ BROKEN = "3"
 SPARE_SCALE = 5.0
 HEADER_BYTES = 8192
 RECEIVE_S, ANSWER_S = 3.0, 2.0
-WATCHER = "seatrial.registry.watch"
+WATCHER, FORK_SERVER = "seatrial.registry.watch", "seatrial_serving.fork_server"
 MB = 10**6
 ENVIRONMENT = {
     "SEATRIAL_REGISTRY__POLL_S": "0.25",
@@ -59,16 +59,16 @@ class Subject:
         answer = httpx.get(self.server.url(f"/v2/models/{MODEL}"), timeout=30).raise_for_status()
         return str(answer.json()["versions"][0])
 
-    def watcher(self) -> psutil.Process | None:
+    def child(self, module: str) -> psutil.Process | None:
         children = psutil.Process(self.server.process.pid).children()
-        return next((child for child in children if WATCHER in " ".join(_command(child))), None)
+        return next((child for child in children if module in _command(child)), None)
 
     def taken(self) -> Taken:
         """The gateway by what is its own alone, the others with their part of what they share. Descriptors and threads are
         the gateway's."""
         gateway = psutil.Process(self.server.process.pid)
         children = gateway.children(recursive=True)
-        watcher = self.watcher()
+        watcher = self.child(WATCHER)
         return Taken(
             gateway_mb=gateway.memory_full_info().uss / MB,
             engines_mb=sum(map(_shared_fairly, (child for child in children if child != watcher))) / MB,

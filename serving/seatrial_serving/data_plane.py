@@ -377,7 +377,8 @@ class DataPlane:
         if self.guard is not None:
             assert exchange.caller is not None, "a door let somebody in without asking who: this is a bug"
             self.guard.check(exchange.caller, Act.INFER, exchange.model)
-        exchange.alias = alias
+        if alias:
+            exchange.alias = alias
         exchange.generation = self.resolve(exchange.model, exchange.version, alias=alias)
         if exchange.caller is not None:
             exchange.caller.allowance.take_request(exchange.caller.name)
