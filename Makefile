@@ -6,10 +6,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TESTS ?= tests
+MINUTES ?= 10
 COMPONENTS := core models monitoring training serving export promotion
 
 .DEFAULT_GOAL := help
-.PHONY: help install format lint type test test-slow demo serve bench conformance docs lock clean
+.PHONY: help install format lint type test test-slow demo serve bench soak conformance docs lock clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +49,9 @@ serve: install ## serve the champion of the digits model from this directory's h
 
 bench: install ## measure everything (hours, on an idle machine), and write benchmarks/README.md's tables
 	$(BIN)/python -m benchmarks
+
+soak: install ## ten minutes of mixed traffic, swaps and faults: failures, memory, descriptors (MINUTES=… for longer)
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 conformance: install ## judge our server, Triton and BentoML by the protocol, and write docs/conformance.md
 	$(BIN)/python -m docs.conformance

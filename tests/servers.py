@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +66,14 @@ def _name(process: psutil.Process) -> str:
 
 @contextmanager
 def serving(
-    *what: object, place: Path, environment: dict[str, str] | None = None, within_s: float = 60
+    *what: object,
+    place: Path,
+    environment: dict[str, str] | None = None,
+    within_s: float = 60,
+    under: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Serve `what` until the block ends, then stop it in peace and see that nothing is left."""
-    process = start(*what, place=place, environment=environment)
+    process = start(*what, place=place, environment=environment, under=under)
     try:
         server = when_ready(process, place, within_s=within_s)
         yield server
@@ -85,12 +89,15 @@ def serving(
             process.wait()
 
 
-def start(*what: object, place: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+def start(
+    *what: object, place: Path, environment: dict[str, str] | None = None, under: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    """`under` is the command that becomes the server's, such as `prlimit`."""
     place.mkdir(parents=True, exist_ok=True)
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     with (place / "out").open("wb") as out, (place / "err").open("wb") as err:
         return subprocess.Popen(
-            [sys.executable, "-m", "seatrial", "serve", *map(str, what), *ports, "--json"],
+            [*under, sys.executable, "-m", "seatrial", "serve", *map(str, what), *ports, "--json"],
             stdout=out,
             stderr=err,
             env=os.environ | (environment or {}),

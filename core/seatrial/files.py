@@ -17,11 +17,11 @@ _HERE, _EXCHANGE = -100, 2
 
 @contextmanager
 def telling_of_full_disk(target: Path) -> Iterator[None]:
-    """Turn "no space left" into a `DiskFull` that names `target` and says what to do."""
+    """Turn "no space left" into a `DiskFull` that names `target` and says what to do; of several, the outermost is named."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, DiskFull) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DiskFull(
             f"no space left while writing {target}; nothing was kept of it. "

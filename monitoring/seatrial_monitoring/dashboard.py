@@ -18,6 +18,7 @@ from seatrial_monitoring.series import (
     BUILD,
     CACHE_HITS,
     CACHE_MISSES,
+    CLOSED,
     COMPUTE_DURATION,
     ENGINE_DEATHS,
     ENGINES,
@@ -164,6 +165,12 @@ TRAFFIC = Row(
             description="Requests for a name, version or alias that is not served: often a client with an old configuration.",
             queries=(Query(total(("protocol",), per_second(chosen(UNKNOWN_MODEL))), "{{protocol}}"),),
             unit="reqps",
+        ),
+        Panel(
+            title="Connections closed, by reason",
+            description="On clients that spoke something else, sent too large headers, were too slow, or found no room.",
+            queries=(Query(total(("protocol", "reason"), per_second(chosen(CLOSED))), "{{protocol}} {{reason}}"),),
+            unit="ops",
         ),
     ),
 )

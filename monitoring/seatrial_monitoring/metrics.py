@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from seatrial import __version__
 from seatrial_monitoring import series, triton_names
-from seatrial_monitoring.series import Denial, Outcome, Protocol, Rejection, Series, Swap
+from seatrial_monitoring.series import Closing, Denial, Outcome, Protocol, Rejection, Series, Swap
 
 
 class Histogram:
@@ -150,6 +150,9 @@ class ServingMetrics(Collector):
     not_loaded: dict[str, dict[Protocol, int]] = field(default_factory=dict)
     """Requests for models that are still to come: refused, without a version or variant to count them for."""
     swaps: dict[str, dict[Swap, int]] = field(default_factory=dict)
+    closed: dict[Protocol, dict[Closing, int]] = field(
+        default_factory=lambda: {protocol: dict.fromkeys(Closing, 0) for protocol in (Protocol.REST, Protocol.GRPC)}
+    )
     _models: dict[tuple[str, str, str], ModelMetrics] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -192,6 +195,9 @@ class ServingMetrics(Collector):
         yield _counter(series.UNKNOWN_MODEL, (((protocol,), n) for protocol, n in self.unknown_model.items()))
         yield _counter(
             series.SWAPS, (((name, outcome), n) for name, by in self.swaps.items() for outcome, n in by.items())
+        )
+        yield _counter(
+            series.CLOSED, (((protocol, reason), n) for protocol, by in self.closed.items() for reason, n in by.items())
         )
         yield from _states(facts)
         yield _gauge(series.BUILD, [((__version__, platform.python_version()), 1)])

@@ -1,9 +1,12 @@
 """One JSON line for each request, written by a thread of its own.
 
 The log is bounded and can lose records, which it counts; it never makes a request wait, whatever becomes of its reader.
+While nothing can be written, as on a full disk, records wait, and the line that was begun is finished when there is room.
 It never holds a payload. Of the requests that end well it may keep a part only; those that fail it keeps all.
 """
 
+import errno
+import logging
 import os
 import threading
 from collections import deque
@@ -14,7 +17,10 @@ MAX_RECORDS = 50_000
 MAX_LINES_PER_WRITE = 500
 """They are encoded in one call, which holds the interpreter: 500 for a fifth of a millisecond."""
 FLUSH_S = 0.1
+GONE = (errno.EPIPE, errno.EBADF)
+"""There is nobody to write for any more. Whatever else goes wrong may pass."""
 
+log = logging.getLogger(__name__)
 _encode_lines = msgspec.json.Encoder().encode_lines
 
 
@@ -43,8 +49,12 @@ class RequestLog:
         self._descriptor, self._share, self._max_records = descriptor, share, max_records
         self._due = 0.0
         self._records: deque[Record] = deque()
+        self._lines = memoryview(b"")
+        """Taken out of the records, and not written yet."""
+        self._in_hand = 0
+        """How many records `_lines` began as."""
         self._closing = threading.Event()
-        self._reader_gone = False
+        self._reader_gone = self._held_up = False
         self.dropped = 0
         self.written = 0
         self._thread = threading.Thread(target=self._write_all, name="seatrial-request-log", daemon=True)
@@ -75,22 +85,30 @@ class RequestLog:
         self._thread.join(timeout=1)
 
     def _write_all(self) -> None:
-        while not (self._closing.wait(FLUSH_S) and not self._records):
-            while self._records:
-                if not self._write_some():
-                    return
+        closing = False
+        while not closing and not self._reader_gone:
+            closing = self._closing.wait(FLUSH_S)
+            while (self._lines or self._records) and self._write_some():
+                pass
+        unwritten = bytes(self._lines).count(b"\n")
+        self.written += self._in_hand - unwritten
+        self.dropped += unwritten + len(self._records)
+        self._records.clear()
 
     def _write_some(self) -> bool:
-        """Write what waits, up to a limit; False where the reader has gone for good."""
-        waiting = min(len(self._records), MAX_LINES_PER_WRITE)
-        lines = memoryview(_encode_lines([self._records.popleft() for _ in range(waiting)]))
+        """Write what waits, up to a limit; False where that cannot be done now, or never again."""
+        if not self._lines:
+            self._in_hand = min(len(self._records), MAX_LINES_PER_WRITE)
+            self._lines = memoryview(_encode_lines([self._records.popleft() for _ in range(self._in_hand)]))
         try:
-            while lines:
-                lines = lines[os.write(self._descriptor, lines) :]
-        except OSError:
-            self._reader_gone = True
-            self.dropped += waiting + len(self._records)
-            self._records.clear()
+            while self._lines:
+                self._lines = self._lines[os.write(self._descriptor, self._lines) :]
+        except OSError as error:
+            self._reader_gone = error.errno in GONE
+            if not self._held_up:
+                log.error("the request log cannot be written: %s; the server goes on, and tries again", error)
+            self._held_up = True
             return False
-        self.written += waiting
+        self.written += self._in_hand
+        self._in_hand, self._held_up = 0, False
         return True

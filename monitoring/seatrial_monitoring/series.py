@@ -52,6 +52,15 @@ class Denial(StrEnum):
     FORBIDDEN = "forbidden"
 
 
+class Closing(StrEnum):
+    """Why the server closed a connection before its client wanted that."""
+
+    MALFORMED = "malformed"
+    HEADERS = "headers"
+    SLOW = "slow"
+    NO_ROOM = "no_room"
+
+
 class Swap(StrEnum):
     """How an attempt to put a new generation in place of an old one ended."""
 
@@ -149,6 +158,12 @@ DENIED = Series(
     labels=("denial",),
     help="Requests of any kind that were turned away because nobody knows who sent them, or the sender may not.",
 )
+CLOSED = Series(
+    name="seatrial_closed_connections",
+    kind="counter",
+    labels=("protocol", "reason"),
+    help="Connections that were closed on their client: not HTTP, too much of it, too slow, or no descriptor left for it.",
+)
 ENGINE_DEATHS = Series(
     name="seatrial_engine_deaths",
     kind="counter",
@@ -229,7 +244,7 @@ BUILD = Series(name="seatrial_build_info", kind="gauge", labels=("seatrial", "py
 ALL: tuple[Series, ...] = (
     *(REQUESTS, REQUEST_DURATION, QUEUE_DURATION, COMPUTE_DURATION, BATCH_SIZE, TOKENS, PADDING),
     *(QUEUE_DEPTH, IN_FLIGHT, UNKNOWN_MODEL),
-    *(REJECTED, DENIED, CACHE_HITS, CACHE_MISSES, ENGINE_DEATHS, RETRIED, QUARANTINED),
+    *(REJECTED, DENIED, CLOSED, CACHE_HITS, CACHE_MISSES, ENGINE_DEATHS, RETRIED, QUARANTINED),
     *(ENGINES, LOADED, LOAD_DURATION, RESIDENT, SWAPS),
     *(ALIAS_DRIFT, REGISTRY_AGE, READY, LOG_DROPPED, LOG_WRITTEN, BUILD),
 )

@@ -34,7 +34,7 @@ from seatrial_monitoring.series import Outcome, Protocol, Rejection
 from seatrial_serving.access.caller import CALLER, Act, Caller
 from seatrial_serving.access.guard import Guard
 from seatrial_serving.cache import ResponseCache, fingerprint
-from seatrial_serving.generation import Generation
+from seatrial_serving.generation import Generation, State
 from seatrial_serving.repository import Listed, ModelState, Repository
 from seatrial_serving.sequences import steps
 from seatrial_serving.workers import Outputs, Request
@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 class Exchange:
     """One request on its way through: who asked what, when, and how it ended. Doors begin and end it."""
 
+    alias: str = ""
+    """The one that was asked for, where that stood in a place of its own."""
     request_id: str = ""
     generation: Generation | None = None
     outcome: Outcome = Outcome.OK
@@ -302,6 +304,8 @@ class DataPlane:
         generation = exchange.generation or self.locate(exchange)
         if generation.stateful:
             generation = exchange.generation = generation.home(request, exchange.asker)
+        elif generation.state is not State.SERVING:  # its successor took over while the body came
+            generation = exchange.generation = self.resolve(exchange.model, exchange.version, alias=exchange.alias)
         exchange.request_id = request.id
         limit_s = self.settings.limits.request_s
         if timeout_s is not None:
@@ -380,6 +384,8 @@ class DataPlane:
         if self.guard is not None:
             assert exchange.caller is not None, "a door let somebody in without asking who: this is a bug"
             self.guard.check(exchange.caller, Act.INFER, exchange.model)
+        if alias:
+            exchange.alias = alias
         exchange.generation = self.resolve(exchange.model, exchange.version, alias=alias)
         if exchange.caller is not None:
             exchange.caller.allowance.take_request(exchange.caller.name)

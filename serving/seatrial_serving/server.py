@@ -16,11 +16,12 @@ from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
 from seatrial.settings import Settings
 from seatrial_monitoring.metrics import ServerFacts, ServingMetrics
 from seatrial_monitoring.request_log import RequestLog
-from seatrial_monitoring.series import Denial
+from seatrial_monitoring.series import Denial, Protocol
 from seatrial_serving.access.caller import Act
 from seatrial_serving.access.guard import guarding
 from seatrial_serving.access.tls import listening
 from seatrial_serving.data_plane import DataPlane
+from seatrial_serving.doors.closings import Closings
 from seatrial_serving.doors.grpc import GrpcServer
 from seatrial_serving.doors.http import EVERY_ACT, Application, HttpServer, listen
 from seatrial_serving.sources import Source
@@ -87,7 +88,8 @@ async def serve(
         )
 
         application = Application(plane, EVERY_ACT if management_socket is None else EVERY_ACT - {Act.MANAGE})
-        http = HttpServer(application, serving.limits, door=application.infer, guard=guard, tls=tls)
+        closings = Closings("REST", metrics.closed[Protocol.REST])
+        http = HttpServer(application, serving.limits, door=application.infer, guard=guard, tls=tls, closings=closings)
         managing = Application(plane, frozenset({Act.READ, Act.MANAGE}))
         management = HttpServer(managing, serving.limits, guard=guard, tls=tls)
         metrics_http = HttpServer(make_asgi_app(registry), serving.limits, tls=tls if serving.tls.metrics else None)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seatrial.bundle.leftover import Hold
-from seatrial.errors import BundleCorrupt, NotEnoughMemory, NotInRegistry, SeatrialError, UnknownModel
+from seatrial.errors import BundleCorrupt, EngineFailed, NotEnoughMemory, NotInRegistry, SeatrialError, UnknownModel
 from seatrial.machine import cores, free_memory_bytes, memory_bytes, private_bytes
 from seatrial.registry import ModelRef
 from seatrial.registry.events import Answered, Resolved, Unresolved
@@ -423,7 +423,10 @@ class Supervisor:
 
         async def engine(*, wide: bool, gently: bool) -> Worker:
             load = _load(target, identity, threads, serving, wide=wide, gently=gently)
-            return await EngineProcess.start(load, forks=self._forks)
+            try:
+                return await EngineProcess.start(load, forks=self._forks)
+            except OSError as error:  # no process, memory or descriptor is left for it
+                raise EngineFailed(f"no engine process can be started for {identity}: {error}") from error
 
         return engine, count, f"engines with {threads} threads"
 

@@ -12,23 +12,31 @@ from seatrial.registry.events import Event, decode
 from seatrial.settings import Settings
 
 RESTART_S = 1.0
+COMMAND = sys.executable, "-m", "seatrial.registry.watch"
 
 log = logging.getLogger(__name__)
 
 
-async def watch(refs: Sequence[ModelRef], settings: Settings) -> AsyncGenerator[Event, None]:
+async def watch(
+    refs: Sequence[ModelRef], settings: Settings, *, command: Sequence[str] = COMMAND
+) -> AsyncGenerator[Event, None]:
     """Events about `refs`, without end. Close the iterator to end the child."""
     while True:
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "seatrial.registry.watch", *map(str, refs)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            env=os.environ | _as_environment(settings),
-            start_new_session=True,  # Ctrl-C is ours to handle
-        )
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *(*command, *map(str, refs)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                env=os.environ | _as_environment(settings),
+                start_new_session=True,  # Ctrl-C is ours to handle
+            )
+        except OSError as error:  # no process or descriptor is left for it
+            log.error("the registry watcher cannot be started: %s; what is served stays, and it is tried again", error)
+            await asyncio.sleep(RESTART_S)
+            continue
         assert child.stdout is not None, "asked for a pipe and got none: this is a bug"
         try:
-            while line := await child.stdout.readline():
+            while (line := await child.stdout.readline()).endswith(b"\n"):  # the last one of a killed child may be cut
                 yield decode(line)
         finally:
             with suppress(ProcessLookupError):

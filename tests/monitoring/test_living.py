@@ -98,6 +98,7 @@ def test_prometheus_counted_what_the_callers_saw(sailed: Voyage) -> None:
     assert by_outcome == {outcome: sailed.sent[outcome] for outcome in Outcome}
     assert min(by_outcome.values()) > 0, "each outcome was provoked"
     assert sailed.seen("seatrial_unknown_model_requests_total") == 5
+    assert sailed.seen('seatrial_closed_connections_total{protocol="rest", reason="malformed"}') == 1
     assert sailed.seen('seatrial_request_duration_seconds_count{model="linear"}') == sailed.sent.total()
     assert sailed.seen('seatrial_rejected_total{model="linear", reason="queue_full"}') == sailed.sent[Outcome.REFUSED]
     assert sailed.seen('seatrial_rejected_total{model="linear", reason="deadline"}') == sailed.sent[Outcome.DEADLINE]

@@ -71,6 +71,48 @@ def test_once_the_reader_has_gone_every_record_is_counted_at_once(pipe: tuple[in
     log.close()
 
 
+def test_what_a_full_disk_has_no_room_for_waits_and_what_waits_is_bounded(tmp_path: Path) -> None:
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    log = RequestLog(descriptor, max_records=10)
+    log.write(record(rows=0))
+    until(lambda: log._held_up)
+    for number in range(1, 21):
+        log.write(record(rows=number))
+    assert (log.written, log.dropped) == (0, 10)
+    with (tmp_path / "log").open("wb") as file:
+        os.dup2(file.fileno(), descriptor)
+    until(lambda: log.written == 11)
+    log.close()
+    os.close(descriptor)
+    numbers = [json.loads(line)["rows"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert numbers == [0, *range(11, 21)], "the oldest of those that waited were dropped"
+
+
+def test_what_could_not_be_written_until_the_end_is_counted() -> None:
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        log = RequestLog(full.fileno())
+        for _ in range(3):
+            log.write(record())
+        log.close()
+    assert (log.written, log.dropped) == (0, 3)
+
+
+def test_a_line_that_was_begun_is_finished(pipe: tuple[int, int]) -> None:
+    """A pipe that does not wait takes what it has room for, in the middle of a line."""
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    log = RequestLog(writer)
+    for number in range(3000):
+        log.write(record(rows=number))
+    until(lambda: log._held_up)
+    parts: list[bytes] = []
+    while sum(part.count(b"\n") for part in parts) < 3000:
+        parts.append(os.read(reader, 65536))
+    log.close()
+    assert [json.loads(line)["rows"] for line in b"".join(parts).splitlines()] == list(range(3000))
+    assert (log.written, log.dropped) == (3000, 0)
+
+
 @given(st.lists(st.booleans(), max_size=300), st.sampled_from([0.01, 0.25, 0.5, 1.0]))
 def test_all_failures_and_an_even_share_of_the_rest_are_taken(failed: list[bool], share: float) -> None:
     with Path(os.devnull).open("wb") as nowhere:

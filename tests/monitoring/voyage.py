@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -114,6 +115,13 @@ class Voyage:
             assert self.client.post(self.server.url("/v2/models/nobody/infer"), json=_body(ROW)).status_code == 404
         self.ask_by_grpc(12)
         self.gather([[1, 2]])
+        self.say_nonsense()
+
+    def say_nonsense(self) -> None:
+        host, _, port = self.server.http.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(b"no request\r\n\r\n")
+            assert connection.recv(1024).startswith(b"HTTP/1.1 400 ")
 
     def overload(self) -> None:
         """More than fits while the engine stands still: some are refused, the others too late, one caller leaves."""

@@ -246,6 +246,20 @@ async def test_a_client_that_leaves_is_counted_and_hurts_nobody(known: bool) -> 
         assert (await staying)[0].y == TRUTH
 
 
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_client_that_half_closes_is_taken_for_gone(known: bool) -> None:
+    async with running(held_back=True) as server:
+        if known:
+            await learned(server)
+        for number, sent in enumerate((binary(*ROW), binary(*ROW)[:-3]), 1):
+            reader, writer = await server.connect()
+            writer.write(sent)
+            writer.write_eof()
+            assert await reader.read() == b""
+            await soon(lambda n=number: server.ended(Outcome.ABANDONED) == n)  # type: ignore[misc] # n
+            writer.close()
+
+
 async def test_who_is_slow_with_the_body_behind_a_known_head_is_given_up() -> None:
     async with running() as server:
         await ask(server, binary(*ROW))

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 
 from seatrial.settings import Limits
+from seatrial_monitoring.series import Closing
 from seatrial_serving.doors.calls import BEGINNING, FINE
 from seatrial_serving.doors.http import listen
 from seatrial_serving.doors.http2 import (
@@ -107,20 +108,22 @@ class Running:
     service: Echoes
     address: tuple[str, int]
     connections: list[Connection[Headers]]
+    closings: list[Closing]
 
 
 @asynccontextmanager
 async def running(*, silent: bool = False) -> AsyncIterator[Running]:
     service = Echoes(silent=silent)
     connections: list[Connection[Headers]] = []
+    closings: list[Closing] = []
 
     def connect() -> Connection[Headers]:
-        return Connection(service, LIMITS, made=connections.append, lost=connections.remove)
+        return Connection(service, LIMITS, made=connections.append, lost=connections.remove, closing=closings.append)
 
     listener = listen("127.0.0.1", 0)
     server = await asyncio.get_running_loop().create_server(connect, sock=listener)
     try:
-        yield Running(service, listener.getsockname(), connections)
+        yield Running(service, listener.getsockname(), connections, closings)
     finally:
         server.close()
         for connection in connections:
@@ -414,6 +417,7 @@ async def test_who_breaks_the_protocol_is_told_how_and_nobody_else_notices(sent:
         writer.write(data)
         goodbye = [payload async for kind, _, payload in frames_of(reader) if kind == GOAWAY]
         assert [int.from_bytes(payload[4:8], "big") for payload in goodbye] == [code]
+        assert server.closings == [Closing.MALFORMED]
         assert sorted(server.service.left) == sorted(echo.stream.id for echo in server.service.accepted)
         server.service.silent = False
         async with connect(server) as other:
@@ -481,6 +485,7 @@ async def test_a_connection_that_gets_nowhere_is_closed(sent: bytes, patience_s:
         connection.sweep(now + patience_s + 1)
         assert [kind async for kind, _, _ in frames_of(reader)][-1] == GOAWAY
         assert server.connections, "the client is given time to read that"
+        assert server.closings == ([Closing.SLOW] if patience_s == LIMITS.receive_s else [])
         connection.sweep(now + patience_s + 1 + 2 * LINGER_S)
         await soon(lambda: not server.connections)
 

@@ -3,6 +3,7 @@
 Importing this module imports MLflow (seconds, 100 MB). No server does: it starts `seatrial.registry.watch`.
 """
 
+import errno
 import logging
 import os
 import shutil
@@ -20,6 +21,9 @@ from seatrial.errors import NotInRegistry, RegistryUnreachable
 from seatrial.files import telling_of_full_disk
 from seatrial.registry import PAGE, ModelRef, ModelVersion
 from seatrial.settings import Settings
+
+SCANTY_BYTES = 64 * 1024
+"""Where less is free after a download that failed, that is why."""
 
 
 class EmbeddedRegistry:
@@ -53,6 +57,8 @@ class EmbeddedRegistry:
             try:
                 downloaded = self.client.download_artifacts(run_id, artifact, dst_path=aside)
             except (MlflowException, OSError) as error:
+                if shutil.disk_usage(aside).free < SCANTY_BYTES:  # MLflow does not pass on why it failed
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
                 raise NotInRegistry(f"run {run_id} has no artifact '{artifact}' ({error})") from error
             shutil.move(downloaded, into)
 

@@ -27,9 +27,10 @@ from seatrial.protocol import (
     write_tensor,
 )
 from seatrial.tensors import Array, DataType
-from seatrial_monitoring.series import Protocol
+from seatrial_monitoring.series import Closing, Protocol
 from seatrial_serving.data_plane import DataPlane, Exchange
 from seatrial_serving.doors.calls import Calls, Conversation, Head, Methods, Streaming, Unary, UnaryCall
+from seatrial_serving.doors.closings import Closings
 from seatrial_serving.doors.configuration import configuration
 from seatrial_serving.doors.grpc_health import Health
 from seatrial_serving.doors.grpc_reflection import reflection
@@ -80,6 +81,7 @@ class GrpcServer:
             methods = {path: method for path, method in methods.items() if path not in MANAGING}
         anybody = {*self._health.methods(), f"/{SERVICE}/ServerLive", f"/{SERVICE}/ServerReady"}
         self._calls = Calls(methods, self._limits.body_bytes, self._limits.header_bytes, plane.guard, anybody)
+        self._closings = Closings("gRPC", plane.metrics.closed[Protocol.GRPC])
         self._connections: set[Connection[Head]] = set()
         self._empty = asyncio.Event()
         self._server: asyncio.Server
@@ -113,7 +115,13 @@ class GrpcServer:
             connection.abort()
 
     def _connect(self) -> Connection[Head]:
-        return Connection(self._calls, self._limits, made=self._connections.add, lost=self._lost)
+        return Connection(self._calls, self._limits, made=self._made, lost=self._lost, closing=self._closings.note)
+
+    def _made(self, connection: Connection[Head]) -> None:
+        self._connections.add(connection)
+        if self._closings.has_no_room(connection.transport):
+            self._closings.note(Closing.NO_ROOM)
+            asyncio.get_running_loop().call_soon(connection.abort)
 
     def _lost(self, connection: Connection[Head]) -> None:
         self._connections.discard(connection)

@@ -22,10 +22,12 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from seatrial.errors import PortInUse, SeatrialError
 from seatrial.settings import Limits
+from seatrial_monitoring.series import Closing
 from seatrial_serving.access.caller import CALLER, Act, Caller
 from seatrial_serving.access.guard import Guard, credential
 from seatrial_serving.access.tls import subjects
 from seatrial_serving.data_plane import DataPlane, Exchange
+from seatrial_serving.doors.closings import Closings
 from seatrial_serving.doors.infer import JSON, LARGE, Ask, Headers, InferDoor, Scope, refusal
 
 SWEEP_S = 0.5
@@ -34,6 +36,11 @@ CLOSE = (b"connection", b"close")
 OPEN = frozenset(("/v2/health/live", "/v2/health/ready", "/livez", "/readyz", "/ping", "/health", "/docs"))
 """Paths that are answered to anybody: how the server is, and a page that holds nothing of it and asks for a key."""
 EVERY_ACT = frozenset(Act)
+REFUSALS = {
+    Closing.HEADERS: b"431 Request Header Fields Too Large",
+    Closing.SLOW: b"408 Request Timeout",
+    Closing.NO_ROOM: b"503 Service Unavailable\r\nretry-after: 1",
+}
 MOST_HEADS, LONGEST_HEAD = 1024, 4096
 """Bounds of what is remembered."""
 
@@ -139,9 +146,10 @@ async def _respond(send: Any, status: int, body: bytes, headers: Headers | None 
 
 
 class Connection(HttpToolsProtocol):
-    """One client's connection, held to `limits`; they, the `door` and the `guard` are set on a subclass for each server."""
+    """One client's connection, held to `limits`; they and what else a server has are set on a subclass for each."""
 
     limits: Limits
+    closings: Closings | None
     door: InferDoor | None
     guard: Guard | None
     heads: Heads
@@ -160,6 +168,8 @@ class Connection(HttpToolsProtocol):
         self._unanswered: deque[RequestResponseCycle] = deque()
         """More than one where a client sends ahead; uvicorn knows the last one only."""
         self._subjects = subjects(transport) if self.guard is not None else ()
+        if self.closings is not None and self.closings.has_no_room(transport):
+            self._refuse(Closing.NO_ROOM)
 
     def data_received(self, data: bytes) -> None:
         if self._shortcut is not None:
@@ -182,7 +192,7 @@ class Connection(HttpToolsProtocol):
         if self._in_head:  # a header that never ends is never shown to `on_header`
             self._chunk_bytes += len(data)
             if self._chunk_bytes > self.limits.header_bytes:
-                self._refuse(b"431 Request Header Fields Too Large")
+                self._refuse(Closing.HEADERS)
 
     def on_message_begin(self) -> None:
         self._began = self.loop.time()
@@ -199,7 +209,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         if self._head_bytes + len(self.url) > self.limits.header_bytes:
-            self._refuse(b"431 Request Header Fields Too Large")
+            self._refuse(Closing.HEADERS)
         else:
             super().on_headers_complete()
             if self._latest is not None:
@@ -222,8 +232,11 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        super().send_400_response(msg)
-        self._forget_answers()
+        if not self._refused:
+            self._refused = True
+            self._note(Closing.MALFORMED)
+            super().send_400_response(msg)
+            self._forget_answers()
 
     def shutdown(self) -> None:
         if self._shortcut is not None:
@@ -293,7 +306,7 @@ class Connection(HttpToolsProtocol):
         """Close the connection if its client takes too long over a request, or has sent none for long."""
         if self._began is not None:
             if now - self._began > self.limits.receive_s:
-                self._refuse(b"408 Request Timeout")
+                self._refuse(Closing.SLOW)
         elif self._at_rest and now - self._idle_since > self.limits.idle_s:
             self.transport.close()
 
@@ -306,15 +319,22 @@ class Connection(HttpToolsProtocol):
     def _at_rest(self) -> bool:
         return self._shortcut is None and (self._latest is None or self._latest.response_complete)
 
-    def _refuse(self, status: bytes) -> None:
-        """Answer with `status`, unless an answer is under way, and close."""
+    def _refuse(self, reason: Closing) -> None:
+        """Say so, unless an answer is under way, and close."""
         if self._refused:
             return
         self._refused = True
+        self._note(reason)
         if self._shortcut is not None or self._at_rest or not self.cycle.response_started:
-            self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            self.transport.write(
+                b"HTTP/1.1 " + REFUSALS[reason] + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+            )
         self.transport.close()
         self._forget_answers()
+
+    def _note(self, reason: Closing) -> None:
+        if self.closings is not None:
+            self.closings.note(reason)
 
     def _forget_answers(self) -> None:
         """The connection is closing or gone: answers that are still being made have nowhere to go."""
@@ -367,7 +387,8 @@ class Shortcut:
 
 
 class HttpServer:
-    """uvicorn on our event loop and our sockets; the process's signals stay ours."""
+    """uvicorn on our event loop and our sockets; the process's signals stay ours. Without `closings`, on a port for operators,
+    nobody is turned away for want of descriptors."""
 
     def __init__(
         self,
@@ -377,8 +398,9 @@ class HttpServer:
         door: InferDoor | None = None,
         guard: Guard | None = None,
         tls: ssl.SSLContext | None = None,
+        closings: Closings | None = None,
     ) -> None:
-        held_to = {"limits": limits, "door": door, "guard": guard, "heads": Heads()}
+        held_to = {"limits": limits, "door": door, "guard": guard, "heads": Heads(), "closings": closings}
         config = uvicorn.Config(
             application,
             http=type("BoundedConnection", (Connection,), held_to),

@@ -17,6 +17,7 @@ from typing import Generic, Protocol, TypeVar
 from hpack import Decoder, HPACKError, OversizedHeaderListError
 
 from seatrial.settings import Limits
+from seatrial_monitoring.series import Closing
 from seatrial_serving.access.tls import subjects
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -210,7 +211,7 @@ class Stream(Generic[H]):
 
 class Connection(asyncio.Protocol, Generic[H]):
     """One client's connection. `made` is called when it is there, which over TLS is after the handshake if it succeeds, and
-    then `lost` when it is gone."""
+    then `lost` when it is gone; `closing` is told why, where we end it."""
 
     def __init__(
         self,
@@ -219,8 +220,9 @@ class Connection(asyncio.Protocol, Generic[H]):
         *,
         made: "Callable[[Connection[H]], None]",
         lost: "Callable[[Connection[H]], None]",
+        closing: Callable[[Closing], None],
     ) -> None:
-        self._service, self._limits, self._made, self._lost = service, limits, made, lost
+        self._service, self._limits, self._made, self._lost, self._closing = service, limits, made, lost, closing
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self.subjects: tuple[str, ...] = ()
@@ -281,6 +283,7 @@ class Connection(asyncio.Protocol, Generic[H]):
         try:
             self._left_over = self._frames(data) if self._greeted else self._greeting(data)
         except ConnectionFault as fault:
+            self._closing(Closing.MALFORMED)
             self._close(fault.code, str(fault))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the loop's signature
@@ -318,6 +321,7 @@ class Connection(asyncio.Protocol, Generic[H]):
                 stream.request.too_slow()
         unfinished = self._left_over or not self._greeted or self._block
         if unfinished and now - self._since > self._limits.receive_s:
+            self._closing(Closing.SLOW)
             self._close(Fault.NO_ERROR, "a frame took too long")
         elif not self._streams and now - self._since > self._limits.idle_s:
             self._close(Fault.NO_ERROR, "idle")
@@ -330,6 +334,10 @@ class Connection(asyncio.Protocol, Generic[H]):
             for stream in list(self._streams.values()):
                 stream.request.stop()
             self._close_if_done()
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        return self._transport
 
     def abort(self) -> None:
         self._transport.abort()
