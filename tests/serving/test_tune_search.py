@@ -229,6 +229,8 @@ class Sea:
     asked: list[tuple[int, float | None]] = field(default_factory=list)
     """By engines: who was asked, and at what rate."""
     on_ask: Callable[[], None] = lambda: None
+    hanging: int = 1_000_000
+    """After so many were asked, none answers any more."""
 
     def clock(self) -> float:
         return self.now
@@ -264,6 +266,9 @@ class Afloat(Served):
         self._sea.on_ask()
         took_s = plan.seconds + plan.warm_up_s
         assert took_s < within_s
+        if len(self._sea.asked) >= self._sea.hanging:
+            self._sea.now += within_s
+            raise Lost("hung")
         self._sea.now += took_s
         assert self._serving.engines.count is not None
         self._sea.asked.append((self._serving.engines.count, plan.rate))
@@ -330,12 +335,21 @@ def test_rounds_take_everybody_in_turn_and_begin_with_another_each() -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.floats(0.5, 400), st.floats(0.1, 60))
-def test_it_never_takes_longer_than_it_was_given(total_s: float, starts_s: float) -> None:
-    sea = Sea(by_engines, starts_s=starts_s)
-    sail(sea, total_s=total_s)
+@given(st.floats(0.5, 400), st.floats(0.1, 60), st.integers(1, 100))
+def test_it_never_takes_longer_than_it_was_given(total_s: float, starts_s: float, hanging: int) -> None:
+    """Though every server hangs from some moment on; until then nothing is begun for which there is no time."""
+    sea = Sea(by_engines, starts_s=starts_s, hanging=hanging)
+    tuned = sail(sea, total_s=total_s)
     assert sea.now <= total_s + 1e-6
     assert sea.up == 0
+    assert {each.lost for each in tuned.found[1:]} <= {"", "hung"}
+
+
+@pytest.mark.parametrize("hanging", range(0, 40, 3))
+def test_who_hangs_at_the_very_end_does_not_hold_it_up(hanging: int) -> None:
+    sea = Sea(by_engines, starts_s=0.1, hanging=hanging)
+    sail(sea, total_s=20 + hanging / 10)
+    assert sea.now <= 20 + hanging / 10 + 1e-6
 
 
 def test_an_interrupt_keeps_what_was_found_and_leaves_nothing() -> None:

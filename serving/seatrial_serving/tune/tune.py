@@ -145,7 +145,7 @@ class Run:
 
     def _has_time_to_search(self) -> bool:
         """None is begun that may not end: it may take as long as the longest so far."""
-        return self._clock() + self._longest_s < self._search_ends
+        return self._trials.has_time(self._search_ends) and self._clock() + self._longest_s < self._search_ends
 
     # Beside the settings that hold now
 
