@@ -153,7 +153,7 @@ def test_each_request_is_counted_and_logged_under_the_doors_own_name(server: Ser
     assert invoke(server, {"inputs": X}, content_encoding="br").status_code == 415
     assert server.total("seatrial_requests_total", outcome="ok", **labels) == before["ok"] + 1
     assert server.total("seatrial_requests_total", outcome="client_error", **labels) == before["client_error"] + 2
-    until(lambda: server.log()[-1].get("error") == "UnsupportedEncoding")
+    until(lambda: (server.log() or [{}])[-1].get("error") == "UnsupportedEncoding")
     *_, good, malformed, encoded = server.log()
     assert [record["protocol"] for record in (good, malformed, encoded)] == ["mlflow"] * 3
     assert (good["outcome"], good["model"], good["rows"]) == ("ok", "linear", 2)

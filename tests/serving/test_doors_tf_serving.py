@@ -135,7 +135,7 @@ def test_each_request_is_counted_and_logged_under_the_doors_own_name(server: Ser
     predict(server, "other", {"instances": X})
     assert (count("ok"), count("client_error")) == (good + 1, bad + 1)
     assert server.total("seatrial_unknown_model_requests_total") == unknown + 1
-    until(lambda: server.log()[-1].get("error") == "UnknownModel")
+    until(lambda: (server.log() or [{}])[-1].get("error") == "UnknownModel")
     endings = [(each["protocol"], each["outcome"], each.get("error", "")) for each in server.log()[-3:]]
     assert endings == [
         ("tf_serving", "ok", ""),
