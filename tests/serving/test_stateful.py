@@ -28,11 +28,13 @@ from seatrial.errors import (
     SeatrialError,
     WrongInput,
 )
-from seatrial.protocol import LONGEST_SEQUENCE_ID, InferRequest, Tensor
+from seatrial.protocol import LONGEST_SEQUENCE_ID, InferRequest, Parameters, Tensor
 from seatrial.settings import Batching, Sequences, Serving
 from seatrial.tensors import Array, DataType, Signature, State, TensorSpec
 from seatrial_monitoring.metrics import ServingMetrics
+from seatrial_monitoring.series import Protocol
 from seatrial_serving.channel import MAX_MESSAGE, Part, Run, encode
+from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.engines import open_engine
 from seatrial_serving.engines.onnxruntime import OnnxRuntime
 from seatrial_serving.engines.proof import prove
@@ -522,6 +524,34 @@ async def test_after_a_swap_sequences_go_on_where_they_began() -> None:
         with pytest.raises(WrongInput, match="START"):
             await ask(new, "goes on", X)
         await ask(new, "starts again", X)
+
+
+@pytest.mark.anyio
+async def test_a_request_that_was_on_its_way_in_a_swap_finds_its_sequence() -> None:
+    """Its head came before the swap, and its body after."""
+    async with generation(ScriptedEngine) as old, generation(ScriptedEngine) as new:
+        plane = DataPlane(Serving(), ServingMetrics(CollectorRegistry(), 0.1))
+        plane.install(old, default=True)
+
+        def asking(name: str, *, first: bool = False) -> Callable[[], Any]:
+            exchange = plane.begin(Protocol.REST, "linear")
+            plane.locate(exchange)
+            parameters: Parameters = {"sequence_id": name, "sequence_start": first}
+            request = InferRequest((Tensor("x", DataType.FP32, X),), parameters=parameters)
+            return lambda: plane.submit(exchange, request)
+
+        await asking("old", first=True)()
+        goes_on, begins, goes_on_there = asking("old"), asking("new", first=True), asking("new")
+        plane.install(new, default=True)
+        plane.remove(old)
+        new.follow(old)
+        draining = asyncio.ensure_future(old.drain(sequences_s=30))
+        await asyncio.sleep(0)
+        for asked in (goes_on, begins, goes_on_there):
+            await asked()
+        assert ([*old.open], [*new.open]) == ([("", "old")], [("", "new")])
+        old.hasten()
+        await draining
 
 
 @pytest.mark.anyio
