@@ -34,6 +34,7 @@ Parameters = dict[str, str | int | float | bool]
 PRIORITY, TIMEOUT, CLASSIFICATION = "priority", "timeout", "classification"
 SEQUENCE_ID, SEQUENCE_START, SEQUENCE_END = "sequence_id", "sequence_start", "sequence_end"
 LONGEST_SEQUENCE_ID = 128
+"""Bytes of one that is a text."""
 
 
 class Tensor(NamedTuple):
@@ -99,8 +100,8 @@ class InferRequest(NamedTuple):
         """Where it stands in its sequence. Raises `WrongInput` for what says none; 0 and "" are no id."""
         given = self.parameters.get(SEQUENCE_ID, 0)
         if isinstance(given, str):
-            if len(given) > LONGEST_SEQUENCE_ID:
-                raise WrongInput(f"'{SEQUENCE_ID}' is longer than {LONGEST_SEQUENCE_ID} characters")
+            if len(given.encode()) > LONGEST_SEQUENCE_ID:
+                raise WrongInput(f"'{SEQUENCE_ID}' is longer than {LONGEST_SEQUENCE_ID} bytes")
         else:
             given = _count(self.parameters, SEQUENCE_ID)
         if not given:

@@ -321,10 +321,10 @@ class DataPlane:
         Raises the errors of `locate` and of `Generation.admit`, and `WrongInput` for a wrong priority or timeout.
         """
         generation = exchange.generation or self.locate(exchange)
+        if generation.state is not State.SERVING:  # its successor took over while the body came
+            generation = exchange.generation = self.resolve(exchange.model, exchange.version, alias=exchange.alias)
         if generation.stateful:
             generation = exchange.generation = generation.home(request, exchange.asker)
-        elif generation.state is not State.SERVING:  # its successor took over while the body came
-            generation = exchange.generation = self.resolve(exchange.model, exchange.version, alias=exchange.alias)
         exchange.request_id = request.id
         limit_s = self.settings.limits.request_s
         if timeout_s is not None:
@@ -347,11 +347,12 @@ class DataPlane:
         if not generation.stateful:
             yield await self.submit(exchange, request, timeout_s=timeout_s)
             return
+        generation = self.resolve(exchange.model, exchange.version, alias=exchange.alias)
         exchange.generation = home = generation.home(request, exchange.asker)
         try:
             for row in steps(request, home.signature):
                 step = Exchange(exchange.protocol, exchange.model, exchange.version)
-                step.generation, step.caller = home, exchange.caller
+                step.generation, step.caller, step.alias = home, exchange.caller, exchange.alias
                 answer = self.submit(step, row, timeout_s=timeout_s)
                 exchange.waiting, exchange.request_id = step.waiting, request.id
                 yield await answer

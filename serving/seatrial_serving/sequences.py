@@ -28,8 +28,8 @@ from seatrial_serving.workers import SLOTS, Batch, Outputs, Request, Worker
 
 Name: TypeAlias = tuple[str, int | str]
 """Whose sequence it is, where that is known, and what they call it: nobody goes on with what is another's."""
-MOST_FORGOTTEN = 1000
-"""How many ended sequences an engine is told of with one batch."""
+MOST_ROWS, MOST_FORGOTTEN = 256, 1000
+"""Of one batch, and ended sequences that its engine is told of with it: the message that names them all stays small."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -74,6 +74,7 @@ class StatefulGeneration(Generation):
         super().__init__(identity, graphs, metrics, settings, spawn=spawn)
         self._most = self.sequences.max_open
         self._idle_s = self.sequences.idle_s
+        self.max_rows = min(self.max_rows, MOST_ROWS)
         self.open: dict[Name, StatefulSequence] = {}
         """Those that may be asked."""
         self._alive: set[StatefulSequence] = set()

@@ -28,17 +28,20 @@ from seatrial.errors import (
     SeatrialError,
     WrongInput,
 )
-from seatrial.protocol import InferRequest, Tensor
+from seatrial.protocol import LONGEST_SEQUENCE_ID, InferRequest, Parameters, Tensor
 from seatrial.settings import Batching, Sequences, Serving
 from seatrial.tensors import Array, DataType, Signature, State, TensorSpec
 from seatrial_monitoring.metrics import ServingMetrics
+from seatrial_monitoring.series import Protocol
+from seatrial_serving.channel import MAX_MESSAGE, Part, Run, encode
+from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.engines import open_engine
 from seatrial_serving.engines.onnxruntime import OnnxRuntime
 from seatrial_serving.engines.proof import prove
 from seatrial_serving.engines.stateful import Control, Kind, Stateful, Turn
 from seatrial_serving.ensemble import Ensemble, Plan, Step
 from seatrial_serving.local import LocalEngine
-from seatrial_serving.sequences import StatefulGeneration
+from seatrial_serving.sequences import MOST_FORGOTTEN, MOST_ROWS, StatefulGeneration
 from seatrial_serving.workers import Request, Worker
 from tests.conditions import soon
 from tests.serving.conftest import load
@@ -264,6 +267,13 @@ def test_driver_and_states_belong_together(purse: Bundle) -> None:
         Manifest.decode(once.encode(), where="bundle.json")
 
 
+def test_a_message_has_room_for_the_most_sequences_of_a_batch() -> None:
+    turns = [Turn(10**9, 1, first=True, last=True, id="é" * (LONGEST_SEQUENCE_ID // 2)) for _ in range(MOST_ROWS)]
+    turns += [Turn(10**9) for _ in range(MOST_FORGOTTEN)]
+    inputs = tuple(Part(2**40, 2**40, (MOST_ROWS,) * 8) for _ in range(100))
+    assert len(encode(Run(10**9, 1, "main", inputs, False, tuple(turns)))) < MAX_MESSAGE
+
+
 # What is refused
 
 
@@ -278,6 +288,7 @@ def test_driver_and_states_belong_together(purse: Bundle) -> None:
         ({"sequence_id": 2.0, "sequence_start": True}, "expected a whole number"),
         ({"sequence_id": 2**64, "sequence_start": True}, "expected a whole number"),
         ({"sequence_id": "x" * 129, "sequence_start": True}, "longer than 128"),
+        ({"sequence_id": "é" * 65, "sequence_start": True}, "longer than 128"),
         ({"sequence_id": 1, "sequence_start": 1}, "expected true or false"),
         ({"sequence_id": 1, "sequence_end": "yes"}, "expected true or false"),
         ({"sequence_id": 1}, "sequence 1 to model 'linear' must specify the START flag on the first request"),
@@ -513,6 +524,34 @@ async def test_after_a_swap_sequences_go_on_where_they_began() -> None:
         with pytest.raises(WrongInput, match="START"):
             await ask(new, "goes on", X)
         await ask(new, "starts again", X)
+
+
+@pytest.mark.anyio
+async def test_a_request_that_was_on_its_way_in_a_swap_finds_its_sequence() -> None:
+    """Its head came before the swap, and its body after."""
+    async with generation(ScriptedEngine) as old, generation(ScriptedEngine) as new:
+        plane = DataPlane(Serving(), ServingMetrics(CollectorRegistry(), 0.1))
+        plane.install(old, default=True)
+
+        def asking(name: str, *, first: bool = False) -> Callable[[], Any]:
+            exchange = plane.begin(Protocol.REST, "linear")
+            plane.locate(exchange)
+            parameters: Parameters = {"sequence_id": name, "sequence_start": first}
+            request = InferRequest((Tensor("x", DataType.FP32, X),), parameters=parameters)
+            return lambda: plane.submit(exchange, request)
+
+        await asking("old", first=True)()
+        goes_on, begins, goes_on_there = asking("old"), asking("new", first=True), asking("new")
+        plane.install(new, default=True)
+        plane.remove(old)
+        new.follow(old)
+        draining = asyncio.ensure_future(old.drain(sequences_s=30))
+        await asyncio.sleep(0)
+        for asked in (goes_on, begins, goes_on_there):
+            await asked()
+        assert ([*old.open], [*new.open]) == ([("", "old")], [("", "new")])
+        old.hasten()
+        await draining
 
 
 @pytest.mark.anyio
