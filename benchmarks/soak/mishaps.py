@@ -79,19 +79,17 @@ def kill_the_watcher(subject: Subject, random: Random) -> None:  # noqa: ARG001
     until(lambda: subject.server.total("seatrial_registry_age_seconds") < 1, "the registry's answer")
 
 
-def kill_the_fork_server(subject: Subject, random: Random) -> None:
-    """There may be none: it is started when an engine is wanted. Then one is."""
-    if (forks := subject.child(FORK_SERVER)) is not None:
-        forks.kill()
-    kill_an_engine(subject, random)
-
-
 def hang_up(subject: Subject, random: Random) -> None:  # noqa: ARG001
     """SIGHUP: every model is loaded again."""
-    engines, done = len(subject.server.engines()), _swaps(subject, "done")
-    models = len(subject.server.models)
-    subject.server.process.send_signal(signal.SIGHUP)
-    until(lambda: _swaps(subject, "done") >= done + models and settled(subject, engines), "all models anew")
+    _load_all_again(subject, engines=len(subject.server.engines()))
+
+
+def kill_the_fork_server(subject: Subject, random: Random) -> None:  # noqa: ARG001
+    """Its engines live on, as nobody's children; then all are replaced by another's."""
+    engines = len(subject.server.engines())
+    if (forks := subject.child(FORK_SERVER)) is not None:
+        forks.kill()
+    _load_all_again(subject, engines=engines)
 
 
 def unload_and_load(subject: Subject, random: Random) -> None:  # noqa: ARG001
@@ -100,6 +98,12 @@ def unload_and_load(subject: Subject, random: Random) -> None:  # noqa: ARG001
         url = subject.server.url(f"/v2/repository/models/{SPARE}/{act}")
         httpx.post(url, json={}, timeout=MOST_S).raise_for_status()
     until(lambda: settled(subject, engines), "the engines of the model that was loaded")
+
+
+def _load_all_again(subject: Subject, *, engines: int) -> None:
+    done, models = _swaps(subject, "done"), len(subject.server.models)
+    subject.server.process.send_signal(signal.SIGHUP)
+    until(lambda: _swaps(subject, "done") >= done + models and settled(subject, engines), "all models anew")
 
 
 def _deaths(subject: Subject) -> float:
@@ -116,7 +120,7 @@ MISHAPS: Mapping[str, Mishap] = {
     "engine killed": kill_an_engine,
     "engine hangs": hang_an_engine,
     "watcher killed": kill_the_watcher,
-    "fork server killed, then an engine": kill_the_fork_server,
     "SIGHUP": hang_up,
+    "fork server killed, and SIGHUP": kill_the_fork_server,
     "model unloaded and loaded": unload_and_load,
 }
