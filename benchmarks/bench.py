@@ -35,9 +35,9 @@ class Bench:
 Start: TypeAlias = Callable[[], AbstractContextManager[Running]]
 
 
-def seatrial(bundle: Bundle) -> Start:
-    """With all defaults: validation, metrics and one log line a request."""
-    return partial(started, "seatrial", "serve", str(bundle.path), *PORTS)
+def seatrial(bundle: Bundle, *options: str) -> Start:
+    """With all defaults but `options`: validation, metrics and one log line a request."""
+    return partial(started, "seatrial", "serve", str(bundle.path), *PORTS, *options)
 
 
 def triton(bundle: Bundle) -> Start:

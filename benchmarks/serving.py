@@ -25,9 +25,10 @@ RAW = (
     Raw(callers=2, threads=1, rows=64),
 )
 OURS, TRITON, HELLO = "Seatrial, REST binary", "Triton, REST binary", "bare ASGI"
+TWO_GATEWAYS = "Seatrial, two gateways, REST binary"
 OUR_JSON, TRITON_JSON, PLAIN = "Seatrial, REST JSON", "Triton, REST JSON", "plain FastAPI, two workers, JSON"
 OUR_GRPC, TRITON_GRPC, HELLO_GRPC = "Seatrial, gRPC", "Triton, gRPC", "bare grpc.aio"
-NAMES = (OURS, TRITON, HELLO, OUR_JSON, TRITON_JSON, PLAIN, OUR_GRPC, TRITON_GRPC, HELLO_GRPC)
+NAMES = (OURS, TWO_GATEWAYS, TRITON, HELLO, OUR_JSON, TRITON_JSON, PLAIN, OUR_GRPC, TRITON_GRPC, HELLO_GRPC)
 
 
 def measure(bench: Bench) -> str:
@@ -49,10 +50,11 @@ def _trials(bench: Bench, running: ExitStack) -> Iterator[Trial]:
     bundle, seconds = bench.models.digits, bench.seconds
     name, asked = bundle.manifest.model.name, request(bundle.manifest.signature)
     ours, theirs = running.enter_context(Revived(seatrial(bundle))), running.enter_context(Revived(triton(bundle)))
+    two = running.enter_context(Revived(seatrial(bundle, "--gateways", "2")))
     hello = running.enter_context(Revived(partial(started, "benchmarks.hello")))
     fastapi = running.enter_context(Revived(partial(FASTAPI.start, graph(bundle), bench.place)))
     for callers in CALLERS:
-        for of, server in ((OURS, ours), (TRITON, theirs), (HELLO, hello)):
+        for of, server in ((OURS, ours), (TWO_GATEWAYS, two), (TRITON, theirs), (HELLO, hello)):
             yield rest(of, server, v2(name, asked), callers, seconds)
         for of, server in ((OUR_GRPC, ours), (TRITON_GRPC, theirs), (HELLO_GRPC, hello)):
             yield over_grpc(of, server, name, asked, callers, seconds)

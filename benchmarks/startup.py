@@ -19,6 +19,7 @@ IMPORTS = {
 }
 RESIDENT = "import psutil; print(psutil.Process().memory_info().rss)"
 OURS, TRITON, HELP = "seatrial serve, two engine processes", "seatrial triton serve", "seatrial --help"
+TWO_GATEWAYS = "seatrial serve --gateways 2"
 
 
 @dataclass(slots=True)
@@ -34,6 +35,7 @@ def measure(bench: Bench) -> str:
     servers = {
         OURS: ("seatrial", "serve", bundle),
         "seatrial serve --engines 1": ("seatrial", "serve", bundle, "--engines", "1"),
+        TWO_GATEWAYS: ("seatrial", "serve", bundle, "--gateways", "2"),
         TRITON: ("seatrial", "triton", "serve", bundle),
     }
     found = {name: _Found() for name in (*servers, *IMPORTS, HELP)}
@@ -58,10 +60,12 @@ def measure(bench: Bench) -> str:
 
 def _promises(found: dict[str, _Found]) -> list[Promise]:
     seconds, own = found[OURS].seconds, [own / MB for own in found[OURS].own]
+    further = [two / MB - one for two, one in zip(found[TWO_GATEWAYS].own, own, strict=True)]
     return [
         Promise("start to ready <= 1.5 s", Interval.of(seconds), at_most=1.5),
         Promise("start to ready <= Triton's", ratio(seconds, found[TRITON].seconds), at_most=1),
         Promise("PSS with one gateway <= 220 MB", Interval.of(own), at_most=220),
+        Promise("PSS of a further gateway <= 70 MB", Interval.of(further), at_most=70),
     ]
 
 

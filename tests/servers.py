@@ -15,6 +15,7 @@ import httpx
 import psutil
 
 from seatrial_serving.engine_process import NAME as ENGINE
+from seatrial_serving.gateway_process import NAME as GATEWAY
 from tests.conditions import until
 
 
@@ -50,6 +51,11 @@ class Server:
     def engines(self) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if _name(child) == ENGINE]
+
+    def gateways(self) -> list[psutil.Process]:
+        """The further ones."""
+        children = psutil.Process(self.process.pid).children()
+        return [child for child in children if _name(child) == GATEWAY]
 
     def log(self) -> list[dict[str, Any]]:
         """The request log: one record a request."""

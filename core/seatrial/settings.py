@@ -56,9 +56,9 @@ class Batching(_Group):
     together: bool = True
     """Whether requests may share a batch; where not, each goes to an engine alone."""
     max_queue: int = Field(default=1024, ge=1)
-    """Most requests waiting for one model; one more is refused with 503 and Retry-After."""
+    """Most requests waiting for one model, in each gateway; one more is refused with 503 and Retry-After."""
     max_queue_bytes: int = Field(default=512 * 2**20, ge=1)
-    """Most bytes of tensors waiting for one model."""
+    """Most bytes of tensors waiting for one model, in each gateway."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "Batching":
@@ -182,7 +182,8 @@ class Tokens(_Group):
 
 
 class Quota(_Group):
-    """What each caller may have where `seatrial keys` says nothing else; none is no limit. Each server counts by itself."""
+    """What each caller may have where `seatrial keys` says nothing else; none is no limit. Each server counts by itself; of
+    several gateways, each gives its share."""
 
     requests_per_s: float | None = Field(default=None, gt=0)
     """Inference requests; one more is refused with 429."""
@@ -219,6 +220,9 @@ class Serving(_Group):
     management_port: int | None = Field(default=None, ge=0, le=65535)
     """A port of its own for loading and unloading models over REST, which then answers nowhere else, gRPC included. It
     says what there is, too, and infers nothing. By default REST's port does both."""
+    gateways: int | None = Field(default=None, ge=1, le=64)
+    """Processes that hold client connections and share the ports of REST and gRPC. By default one on up to seven cores, and
+    one more for every six beyond two, which was not measured on more than two cores; one where a model is stateful."""
     drain_s: float = Field(default=5.0, ge=0)
     """After SIGTERM: how long requests are still accepted, so that load balancers can notice that we are not ready."""
     latency_budget_ms: float = Field(default=100.0, gt=0)

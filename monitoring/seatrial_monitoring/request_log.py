@@ -6,10 +6,13 @@ It never holds a payload. Of the requests that end well it may keep a part only;
 """
 
 import errno
+import fcntl
 import logging
 import os
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -44,9 +47,12 @@ class Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_fiel
 class RequestLog:
     """Call `takes` and `write` from one thread; `close` writes what is left, for at most a second."""
 
-    def __init__(self, descriptor: int, *, share: float = 1.0, max_records: int = MAX_RECORDS) -> None:
-        """`descriptor` stays the caller's."""
-        self._descriptor, self._share, self._max_records = descriptor, share, max_records
+    def __init__(
+        self, descriptor: int, *, share: float = 1.0, max_records: int = MAX_RECORDS, lock: int | None = None
+    ) -> None:
+        """`descriptor` stays the caller's. Where other processes write to the same one, `lock` is a file that each of them
+        has opened: a pipe may mix the lines of two that write at once."""
+        self._descriptor, self._share, self._max_records, self._lock = descriptor, share, max_records, lock
         self._due = 0.0
         self._records: deque[Record] = deque()
         self._lines = memoryview(b"")
@@ -101,8 +107,9 @@ class RequestLog:
             self._in_hand = min(len(self._records), MAX_LINES_PER_WRITE)
             self._lines = memoryview(_encode_lines([self._records.popleft() for _ in range(self._in_hand)]))
         try:
-            while self._lines:
-                self._lines = self._lines[os.write(self._descriptor, self._lines) :]
+            with _holding(self._lock):
+                while self._lines:
+                    self._lines = self._lines[os.write(self._descriptor, self._lines) :]
         except OSError as error:
             self._reader_gone = error.errno in GONE
             if not self._held_up:
@@ -112,3 +119,16 @@ class RequestLog:
         self.written += self._in_hand
         self._in_hand, self._held_up = 0, False
         return True
+
+
+@contextmanager
+def _holding(lock: int | None) -> Iterator[None]:
+    """While no other process does. A process that ends lets go."""
+    if lock is None:
+        yield
+        return
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(lock, fcntl.LOCK_UN)

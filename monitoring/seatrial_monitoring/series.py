@@ -194,6 +194,16 @@ CACHE_MISSES = Series(
     labels=MODEL,
     help="Requests that the response cache was asked for in vain; 0 while it is off.",
 )
+GATEWAYS = Series(
+    name="seatrial_gateways",
+    kind="gauge",
+    help="Processes that hold client connections, the one that tells you this included.",
+)
+GATEWAY_DEATHS = Series(
+    name="seatrial_gateway_deaths",
+    kind="counter",
+    help="Further gateways that ended without being told to; their connections were lost, and each was replaced.",
+)
 ENGINES = Series(name="seatrial_engines", kind="gauge", labels=MODEL, help="Engine processes that are ready.")
 LOADED = Series(
     name="seatrial_model_loaded_info",
@@ -245,7 +255,7 @@ ALL: tuple[Series, ...] = (
     *(REQUESTS, REQUEST_DURATION, QUEUE_DURATION, COMPUTE_DURATION, BATCH_SIZE, TOKENS, PADDING),
     *(QUEUE_DEPTH, IN_FLIGHT, UNKNOWN_MODEL),
     *(REJECTED, DENIED, CLOSED, CACHE_HITS, CACHE_MISSES, ENGINE_DEATHS, RETRIED, QUARANTINED),
-    *(ENGINES, LOADED, LOAD_DURATION, RESIDENT, SWAPS),
+    *(GATEWAYS, GATEWAY_DEATHS, ENGINES, LOADED, LOAD_DURATION, RESIDENT, SWAPS),
     *(ALIAS_DRIFT, REGISTRY_AGE, READY, LOG_DROPPED, LOG_WRITTEN, BUILD),
 )
 

@@ -14,7 +14,7 @@ from prometheus_client.core import Metric, UnknownMetricFamily
 from seatrial_monitoring.series import Outcome
 
 if TYPE_CHECKING:
-    from seatrial_monitoring.metrics import ModelMetrics, ServerFacts
+    from seatrial_monitoring.metrics import GenerationFacts, ModelMetrics
 
 LABELS = ("model", "version")
 US = 1e6
@@ -40,7 +40,7 @@ FAILURES = "nv_inference_request_failure"
 PENDING = "nv_inference_pending_request_count"
 
 
-def collect(models: "Iterable[ModelMetrics]", facts: "ServerFacts") -> Iterator[Metric]:
+def collect(models: "Iterable[ModelMetrics]", generations: "Iterable[GenerationFacts]") -> Iterator[Metric]:
     totals: dict[str, dict[tuple[str, ...], float]] = {name: defaultdict(float) for name in (*SUMS, FAILURES, PENDING)}
     for model in models:
         name, version, _ = model.labels
@@ -48,7 +48,7 @@ def collect(models: "Iterable[ModelMetrics]", facts: "ServerFacts") -> Iterator[
             totals[family][name, version] += value
         for outcome, reason in REASONS.items():
             totals[FAILURES][name, version, reason] += _ended(model, outcome)
-    for each in facts.generations:
+    for each in generations:
         totals[PENDING][each.model, each.version] += each.queue_depth
     for family, words in SUMS.items():
         yield _family(family, words, LABELS, totals[family])

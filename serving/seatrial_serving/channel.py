@@ -3,6 +3,8 @@
 The memory is anonymous (`memfd`): it has no name in the file system, and dies with the last process that maps it. It is
 sealed against shrinking, so that no process can make the other fault by cutting it off. The messages are never pickles.
 Each slot is memory of its own: a batch is written into a free one, answered in the same one, and only then is it free.
+
+Several gateways may share an engine process: each has a channel, a socket and slots, of its own.
 """
 
 import fcntl
@@ -23,12 +25,15 @@ from seatrial_serving.engines.stateful import Turn
 from seatrial_serving.padding import Pad, lay_together, shape_together
 
 ALIGNMENT = 64
+HEAD = ALIGNMENT
+"""Bytes at the beginning of a slot that no tensor lies in."""
 MAX_MESSAGE = 128 * 1024
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """To the engine, first of all, with the file descriptors of its slots. `path` is a bundle's directory, that of a version
-    in a Triton repository, or an ONNX file, which has no digest.
+    in a Triton repository, or an ONNX file, which has no digest. Where it is to answer several gateways, one more descriptor
+    is a socket, on which those of further channels come: of each its socket first, then its slots.
     """
 
     path: str
@@ -39,6 +44,8 @@ class Start(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Threads of a second session, for batches that are alone; 0 for none."""
     gently: bool = False
     """Take the processor only while nobody else wants it, until ready."""
+    shared: bool = False
+    """There is that one more descriptor."""
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -78,6 +85,8 @@ class Run(msgspec.Struct, frozen=True, array_like=True, tag=True):
     wide: bool = False
     turns: tuple[Turn, ...] = ()
     """Whose rows they are, of a model with a memory."""
+    sent: float = 0.0
+    """By the monotonic clock, which is the same for all processes: of several gateways' batches the oldest goes first."""
 
 
 class Ran(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -129,6 +138,14 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+def slot_memory(size: int = 0) -> int:
+    """The descriptor of memory for a slot, the caller's to close."""
+    descriptor = os.memfd_create("seatrial-slot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, _page_multiple(size))
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return descriptor
+
+
 class Slot:
     """Memory that two processes share, and that either may make larger but neither smaller."""
 
@@ -139,10 +156,16 @@ class Slot:
 
     @classmethod
     def create(cls, size: int) -> "Slot":
-        descriptor = os.memfd_create("seatrial-slot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(descriptor, _page_multiple(size))
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        return cls(descriptor)
+        return cls(slot_memory(size))
+
+    @property
+    def begun(self) -> bool:
+        """Whether the engine has come to the batch that lies here: true to the end, however the process ends."""
+        return self._memory[0] != 0
+
+    @begun.setter
+    def begun(self, value: bool) -> None:
+        self._memory[0] = value
 
     def reserve(self, size: int) -> None:
         """Make it at least `size` bytes large; arrays that lie in it stay valid."""
@@ -153,7 +176,7 @@ class Slot:
 
     def place(self, tensors: Sequence[Laid]) -> tuple[Part, ...]:
         """Lay tensors down one behind the other."""
-        parts, laid, end = [], [], 0
+        parts, laid, end = [], [], HEAD
         for tensor in tensors:
             size, shape, pieces, pad = _layout(*tensor)
             parts.append(Part(end, size, shape))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--tuned/--no-tuned", default=None, help="As `seatrial tune` advises, if it did on such a machine.  [default: no]"
 )
+@click.option("--gateways", type=int, help="Processes that share the ports.  [default: 1 on up to 7 cores]")
 @click.option("--request-log/--no-request-log", default=None, help="One JSON line a request.  [default: on]")
 @json_option
 def serve(
@@ -40,6 +41,7 @@ def serve(
     target: str | None,
     engines: int | None,
     tuned: bool | None,
+    gateways: int | None,
     request_log: bool | None,
     as_json: bool,
 ) -> None:
@@ -70,6 +72,7 @@ def serve(
             "management_port": management_port,
             "engines": {"count": engines},
             "tuned": tuned,
+            "gateways": gateways,
             "request_log": request_log,
         },
     )

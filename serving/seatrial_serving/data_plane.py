@@ -6,7 +6,7 @@ A door translates; timing, ids, outcomes, metrics and the request log live here,
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +28,7 @@ from seatrial.errors import (
 )
 from seatrial.protocol import PRIORITY, TIMEOUT, InferRequest
 from seatrial.settings import Serving
-from seatrial_monitoring.metrics import ServingMetrics
+from seatrial_monitoring.metrics import Counted, ServingMetrics
 from seatrial_monitoring.request_log import Record, RequestLog
 from seatrial_monitoring.series import Outcome, Protocol, Rejection
 from seatrial_serving.access.caller import CALLER, Act, Caller
@@ -98,6 +98,8 @@ class DataPlane:
     """None where everybody may do everything."""
     starting: bool = False
     """True while what was asked for at the start is not all up: readiness says no, while what is up is served."""
+    everywhere: Callable[[], Awaitable[Counted]] | None = None
+    """What all gateways have counted together; None where this is the only one."""
     accepting: bool = True
     """False once draining began: readiness says no, while requests are still answered."""
     cache: ResponseCache | None = field(init=False)
@@ -122,16 +124,29 @@ class DataPlane:
         """The opposite of `expect`."""
         self._expected.discard(name)
 
+    @property
+    def expected(self) -> set[str]:
+        return self._expected
+
     def install(self, generation: Generation, *, default: bool) -> None:
-        """From now on, requests go to `generation`: for its version, its alias, and the bare name if `default`."""
+        """From now on, requests go to `generation`: for its version, its alias, and the bare name if `default`, or as long
+        as that means nothing."""
+        self.place(generation, default=default or generation.identity.name not in self._defaults)
+
+    def place(self, generation: Generation, *, default: bool) -> None:
+        """The same, and the bare name only if `default`."""
         identity = generation.identity
         self._installed.pop(generation, None)
         self._installed[generation] = None
         self._versions[identity.name, identity.version] = generation
         if identity.alias:
             self._aliases[identity.name, identity.alias] = generation
-        if default or identity.name not in self._defaults:
+        if default:
             self._defaults[identity.name] = generation
+
+    def installed(self) -> list[tuple[Generation, bool]]:
+        """All that take requests, in their order, and whether the bare name means them: to `place` them again elsewhere."""
+        return [(each, self._defaults.get(each.identity.name) is each) for each in self._installed]
 
     def remove(self, generation: Generation) -> None:
         """Send no request to `generation` any more. What it shared with another, a version or an alias, is that one's then."""
@@ -214,10 +229,14 @@ class DataPlane:
             and all(generation.ready for generation in self.generations())
         )
 
-    def index(self, *, ready: bool) -> list[Listed]:
+    async def counted(self) -> Counted:
+        """By all gateways, if there are several."""
+        return self.metrics.counted() if self.everywhere is None else await self.everywhere()
+
+    async def index(self, *, ready: bool) -> list[Listed]:
         """What could be served, or only what is `ready` to be."""
         if self.repository is not None:
-            listed = (each for each in self.repository.index() if each.state is ModelState.READY or not ready)
+            listed = [each for each in await self.repository.index() if each.state is ModelState.READY or not ready]
             return [each for each in listed if self._may_see(each.name)]
         served = (generation.identity for generation in self.visible())
         return [Listed(name=each.name, version=each.version, state=ModelState.READY) for each in served]

@@ -2,7 +2,8 @@
 
 Receives what to load over the inherited socket, verifies it, warms it up, replays its golden requests, says that it is
 ready, and from then on answers batches, one at a time. Holds no queue, knows no client, reads no setting. Ends within a
-second when the gateway is gone, even in the middle of a batch: a thread watches the socket for the hang-up.
+second when the gateway that started it is gone, even in the middle of a batch: a thread watches the socket for the hang-up.
+Other gateways, which it may be given at any time, come and go.
 """
 
 import os
@@ -14,6 +15,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -44,13 +47,17 @@ def main(descriptor: int) -> None:
     message, descriptors, _, _ = socket.recv_fds(gateway, MAX_MESSAGE, MAX_SLOTS)
     start = decode_to_engine(message)
     assert isinstance(start, Start), f"the first message was {start!r}: this is a bug"
+    others = socket.socket(fileno=descriptors.pop()) if start.shared else None
     slots = [Slot(received) for received in descriptors]
     try:
         engines = _load(start, gateway)
     except SeatrialError as error:
         gateway.send(encode(Unfit(type(error).__name__, str(error)[:MAX_WORDS])))
         return
-    _answer_batches(engines, slots, gateway)
+    if others is None:
+        _answer_batches(engines, slots, gateway)
+    else:
+        _answer_several(engines, Channel(gateway, slots), others)
 
 
 T = TypeVar("T")
@@ -119,7 +126,75 @@ def _answer_batches(engines: Engines, slots: list[Slot], gateway: socket.socket)
         gateway.send(encode(_answer(engines[run.wide], slots[run.slot], run)))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Channel:
+    """To one of several gateways."""
+
+    gateway: socket.socket
+    slots: list[Slot]
+
+    @classmethod
+    def receive(cls, others: socket.socket) -> "Channel | None":
+        """None where the server ends."""
+        _, descriptors, _, _ = socket.recv_fds(others, 1, 1 + MAX_SLOTS)
+        if not descriptors:
+            return None
+        return cls(socket.socket(fileno=descriptors[0]), [Slot(each) for each in descriptors[1:]])
+
+    def read(self) -> Run | None:
+        """None where the gateway has gone."""
+        try:
+            message = self.gateway.recv(MAX_MESSAGE)
+        except ConnectionError:
+            return None
+        if not message:
+            return None
+        run = decode_to_engine(message)
+        assert isinstance(run, Run), f"expected a batch, got {run!r}: this is a bug"
+        return run
+
+    def answer(self, engines: Engines, run: Run) -> None:
+        answer = encode(_answer(engines[run.wide], self.slots[run.slot], run))
+        with suppress(ConnectionError):  # the next look finds out that it has gone
+            self.gateway.send(answer)
+
+    def close(self) -> None:
+        self.gateway.close()
+        for slot in self.slots:
+            slot.close()
+
+
+def _answer_several(engines: Engines, first: Channel, others: socket.socket) -> None:
+    """Of the batches that lie ready, whichever gateway sent them, the oldest is next."""
+    channels = {first.gateway.fileno(): first}
+    ready: list[tuple[Channel, Run]] = []
+    poller = select.poll()
+    poller.register(first.gateway, select.POLLIN)
+    poller.register(others, select.POLLIN)
+    while True:
+        for descriptor, _ in poller.poll(0 if ready else None):
+            if descriptor == others.fileno():
+                channel = Channel.receive(others)
+                if channel is None:
+                    return
+                channels[channel.gateway.fileno()] = channel
+                poller.register(channel.gateway, select.POLLIN)
+            elif (run := channels[descriptor].read()) is not None:
+                ready.append((channels[descriptor], run))
+            else:
+                poller.unregister(descriptor)
+                gone = channels.pop(descriptor)
+                ready = [(channel, run) for channel, run in ready if channel is not gone]
+                gone.close()
+        if ready:
+            oldest = min(ready, key=lambda each: each[1].sent)
+            ready.remove(oldest)
+            sender, run = oldest
+            sender.answer(engines, run)
+
+
 def _answer(engine: Engine, slot: Slot, run: Run) -> Ran | Failed:
+    slot.begun = True
     signature = engine.graphs[run.graph]
     inputs = {
         spec.name: slot.read(part, spec.datatype, name=spec.name)

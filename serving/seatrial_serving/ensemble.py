@@ -123,7 +123,7 @@ class Pipeline:
 
     def __init__(self, plan: Plan, find: Find) -> None:
         self.graphs: Mapping[str, Signature] = {MAIN: plan.signature}
-        self._plan, self._find = plan, find
+        self.plan, self._find = plan, find
         self._owner: Owner | None = None
         self._running: dict[asyncio.Task[tuple[list[Outputs], float]], Batch] = {}
 
@@ -168,25 +168,25 @@ class Pipeline:
             case SeatrialError() as error:
                 self._owner.failed(self, batch, error)
             case unexpected:
-                log.critical("ensemble '%s' failed; this is a bug", self._plan.ensemble.name, exc_info=unexpected)
+                log.critical("ensemble '%s' failed; this is a bug", self.plan.ensemble.name, exc_info=unexpected)
                 self._owner.failed(self, batch, EngineFailed("internal error"))
 
     async def _compute(self, batch: Batch) -> tuple[list[Outputs], float]:
         began = time.perf_counter()
         loop = asyncio.get_running_loop()
         tensors: dict[str, asyncio.Future[Array]] = {
-            step.output(spec): loop.create_future() for step, member in self._plan.steps for spec in member.outputs
+            step.output(spec): loop.create_future() for step, member in self.plan.steps for spec in member.outputs
         }
-        for index, spec in enumerate(self._plan.signature.inputs):
+        for index, spec in enumerate(self.plan.signature.inputs):
             tensors[spec.name] = loop.create_future()
             tensors[spec.name].set_result(_together([request.item[index] for request in batch.requests]))
         try:
             async with asyncio.TaskGroup() as steps:
-                for step, member in self._plan.steps:
+                for step, member in self.plan.steps:
                     steps.create_task(self._take(step, member, batch, tensors))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        outputs = self._plan.signature.outputs
+        outputs = self.plan.signature.outputs
         answers = [Tensor(spec.name, spec.datatype, tensors[spec.name].result()) for spec in outputs]
         return slice_outputs(answers, batch.requests), time.perf_counter() - began
 
@@ -199,7 +199,7 @@ class Pipeline:
         generation = self._find(*step.asked)
         if generation.signature != member:
             raise EngineFailed(
-                f"'{step.model}' takes or answers something else since '{self._plan.ensemble.name}' was put together; "
+                f"'{step.model}' takes or answers something else since '{self.plan.ensemble.name}' was put together; "
                 "load the ensemble again"
             )
         answer = generation.admit(

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Coroutine, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -19,7 +19,7 @@ from seatrial.errors import DeadlinePassed, EngineFailed, NotReady, SeatrialErro
 from seatrial.machine import resident_bytes
 from seatrial.protocol import InferRequest, Tensor
 from seatrial.settings import Serving
-from seatrial.tensors import Array, check_text
+from seatrial.tensors import Array, Signature, check_text
 from seatrial_monitoring.metrics import GenerationFacts, ModelMetrics
 from seatrial_serving.batching import Queue, Waiting
 from seatrial_serving.breadth import Breadth
@@ -86,19 +86,28 @@ class Spawn(Protocol):
 
 
 class Generation:
-    """Created by `start`, when all its engines are ready. Lives on one event loop."""
+    """Created by `start`, when all its engines are ready; in a further gateway without engines, which then `join`, and
+    without `spawn`: others join in place of those that die. Lives on one event loop."""
 
     stateful = False
     """Whether its requests come in sequences."""
 
     def __init__(
-        self, identity: Identity, workers: Sequence[Worker], spawn: Spawn, metrics: ModelMetrics, settings: Serving
+        self,
+        identity: Identity,
+        graphs: Mapping[str, Signature],
+        metrics: ModelMetrics,
+        settings: Serving,
+        *,
+        spawn: Spawn | None = None,
     ) -> None:
         self.identity, self.metrics, self.state = identity, metrics, State.SERVING
-        self.graphs = workers[0].graphs
+        self.graphs = graphs
         self.signature = self.graphs[MAIN]
-        self.load_s = max(worker.load_s for worker in workers)
-        self._workers = list(workers)
+        self.load_s = 0.0
+        self.joined: Callable[[Worker], None] | None = None
+        """Is told of every engine that takes the place of a dead one."""
+        self._workers: list[Worker] = []
         self._spawn, self._settings = spawn, settings
         self.batching, self.sequences = settings.batching, settings.sequences
         self._queue: Queue[Inputs, Outputs] = Queue(
@@ -121,8 +130,6 @@ class Generation:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._backoff_s, self._last_death = 0.0, 0.0
-        for worker in workers:
-            worker.attach(self)
 
     @classmethod
     async def start(
@@ -143,7 +150,17 @@ class Generation:
         if refused is not None:
             await asyncio.gather(*(worker.close() for worker in workers))
             raise refused
-        return cls(identity, workers, spawn, metrics, settings)
+        generation = cls(identity, workers[0].graphs, metrics, settings, spawn=spawn)
+        for worker in workers:
+            generation.join(worker)
+        return generation
+
+    def join(self, worker: Worker) -> None:
+        """Give batches to `worker` from now on."""
+        self.load_s = max(self.load_s, worker.load_s)
+        self._workers.append(worker)
+        worker.attach(self)
+        self._dispatch()
 
     def admit(
         self,
@@ -193,6 +210,14 @@ class Generation:
     @property
     def ready(self) -> bool:
         return self.state is State.SERVING and bool(self._workers)
+
+    @property
+    def settings(self) -> Serving:
+        return self._settings
+
+    @property
+    def workers(self) -> Sequence[Worker]:
+        return self._workers
 
     @property
     def pids(self) -> list[int]:
@@ -253,13 +278,14 @@ class Generation:
         log.error("%s: engine process %d died (%s); %d batches in hand", self.identity, worker.pid, reason, len(held))
         self.metrics.engine_deaths += 1
         self._workers.remove(worker)
-        for ahead in reversed(held[1:]):  # lay ready; the engine had not come to them
+        computed = [batch for batch in held[:1] if batch.begun]
+        for ahead in reversed(held[len(computed) :]):  # lay ready; the engine had not come to them
             self._queue.put_back(ahead.requests)
-        for computed in held[:1]:
-            for waiting in computed.requests:
+        for batch in computed:
+            for waiting in batch.requests:
                 waiting.deaths += 1
-            self._try_again_alone(computed)
-        self._start(self._replace(worker))
+            self._try_again_alone(batch)
+        self._start(self._replace(worker, self._spawn) if self._spawn is not None else worker.close())
         self._dispatch()
 
     def _try_again_alone(self, batch: Batch) -> None:
@@ -276,7 +302,7 @@ class Generation:
         self.metrics.retried += len(again)
         self._queue.put_back(again)
 
-    async def _replace(self, dead: Worker) -> None:
+    async def _replace(self, dead: Worker, spawn: Spawn) -> None:
         """Start an engine in place of `dead`, at once the first time, later and later if they keep dying."""
         await dead.close()
         now = time.monotonic()
@@ -286,14 +312,14 @@ class Generation:
             await asyncio.sleep(min(self._backoff_s, LONGEST_BACKOFF_S))
             try:
                 wide = not any(each.wide for each in self._workers)
-                worker = await self._spawn(wide=wide, gently=bool(self._workers))
+                worker = await spawn(wide=wide, gently=bool(self._workers))
             except SeatrialError as error:
                 log.error("%s: no replacement for the dead engine: %s", self.identity, error)
                 self._backoff_s = max(FIRST_BACKOFF_S, self._backoff_s * 2)
                 continue
-            self._workers.append(worker)
-            worker.attach(self)
-            self._dispatch()
+            self.join(worker)
+            if self.joined is not None:
+                self.joined(worker)
             return
 
     def _start(self, work: Coroutine[None, None, None]) -> None:

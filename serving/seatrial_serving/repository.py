@@ -39,7 +39,7 @@ def check_load_parameters(parameters: Mapping[str, object]) -> None:
 
 
 class Repository(Protocol):
-    def index(self) -> list[Listed]: ...
+    async def index(self) -> list[Listed]: ...
 
     async def load(self, name: str) -> None:
         """Return when `name` is served as its source means now. Raises `UnknownModel`, or what keeps it from being served;

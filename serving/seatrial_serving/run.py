@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 def run(what: Sequence[str], settings: Settings, *, ready: "Callable[[Addresses], None]") -> None:
     """Blocks until SIGTERM or SIGINT. Our own log goes to standard error, requests to standard output."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it would warn of every request that is none
+    log_to_standard_error()
     # Before gRPC is imported: its fork handlers can only complain about our children, which are new programs.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     from seatrial_serving.doors.closings import raise_descriptor_limit
@@ -29,3 +28,8 @@ def run(what: Sequence[str], settings: Settings, *, ready: "Callable[[Addresses]
     sources = [parse(each) for each in what]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(sources, settings, ready=ready))
+
+
+def log_to_standard_error() -> None:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it would warn of every request that is none

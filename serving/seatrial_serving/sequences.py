@@ -10,7 +10,7 @@ Source: Triton's sequence extension, and its sequence batcher for what is refuse
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -63,11 +63,16 @@ class StatefulGeneration(Generation):
     stateful = True
 
     def __init__(
-        self, identity: Identity, workers: Sequence[Worker], spawn: Spawn, metrics: ModelMetrics, settings: Serving
+        self,
+        identity: Identity,
+        graphs: Mapping[str, Signature],
+        metrics: ModelMetrics,
+        settings: Serving,
+        *,
+        spawn: Spawn | None = None,
     ) -> None:
-        super().__init__(identity, workers, spawn, metrics, settings)
-        each_bytes = workers[0].state_bytes or 1
-        self._most = min(self.sequences.max_open, max(1, self.sequences.max_bytes // each_bytes))
+        super().__init__(identity, graphs, metrics, settings, spawn=spawn)
+        self._most = self.sequences.max_open
         self._idle_s = self.sequences.idle_s
         self.open: dict[Name, StatefulSequence] = {}
         """Those that may be asked."""
@@ -82,6 +87,10 @@ class StatefulGeneration(Generation):
         """Generations that this one came in place of, which still have sequences."""
         self._looking = self._loop.call_soon(self._look_for_idle)
         self._hastening: asyncio.Handle | None = None
+
+    def join(self, worker: Worker) -> None:
+        self._most = min(self.sequences.max_open, max(1, self.sequences.max_bytes // (worker.state_bytes or 1)))
+        super().join(worker)
 
     # From the caller to the queue
 

@@ -1,4 +1,4 @@
-"""The server, put together in one place: sockets, data plane, supervisor, doors; started in order, stopped in reverse."""
+"""The server, put together in one place: sockets, gateways, supervisor; started in order, stopped in reverse."""
 
 import asyncio
 import contextlib
@@ -7,23 +7,20 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from prometheus_client import CollectorRegistry, ProcessCollector, make_asgi_app
+from prometheus_client import make_asgi_app
 
+from seatrial.machine import cores
 from seatrial.settings import Settings
-from seatrial_monitoring.metrics import ServerFacts, ServingMetrics
-from seatrial_monitoring.request_log import RequestLog
-from seatrial_monitoring.series import Denial, Protocol
 from seatrial_serving.access.caller import Act
-from seatrial_serving.access.guard import guarding
 from seatrial_serving.access.tls import listening
-from seatrial_serving.data_plane import DataPlane
-from seatrial_serving.doors.closings import Closings
-from seatrial_serving.doors.grpc import GrpcServer
-from seatrial_serving.doors.http import EVERY_ACT, Application, HttpServer, listen
+from seatrial_serving.doors.http import Application, HttpServer, listen
+from seatrial_serving.doors.infer import Scope
+from seatrial_serving.gateway import gateway, how_many
+from seatrial_serving.gateways import Gateways
 from seatrial_serving.sources import Source
 from seatrial_serving.supervisor import Supervisor
 from seatrial_serving.triton.folder import TritonRepository
@@ -57,42 +54,37 @@ async def serve(
     came. Raises what kept a source from being served at the start.
     """
     serving = settings.serving
+    count = how_many(serving, cores=cores())
     async with contextlib.AsyncExitStack() as stack:
-        http_socket = stack.enter_context(listen(serving.host, serving.http_port))
-        grpc_socket = stack.enter_context(listen(serving.host, serving.grpc_port))
+        http_socket = stack.enter_context(listen(serving.host, serving.http_port, shared=count > 1))
+        grpc_socket = stack.enter_context(listen(serving.host, serving.grpc_port, shared=count > 1))
         metrics_socket = stack.enter_context(listen(serving.host, serving.metrics_port))
         management_socket = None
         if serving.management_port is not None:
             management_socket = stack.enter_context(listen(serving.host, serving.management_port))
         log.info("settings: %s", serving.model_dump_json())
-        guard = await stack.enter_async_context(guarding(serving.access))
-        tls, tls_h2 = (listening(serving.tls, speaks=speaks) for speaks in ("http/1.1", "h2"))
-
-        request_log = RequestLog(sys.stdout.fileno(), share=serving.request_log_share) if serving.request_log else None
-        if request_log is not None:
-            stack.callback(request_log.close)
-        registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        metrics = ServingMetrics(registry, serving.latency_budget_ms / 1000)
-        plane = DataPlane(serving, metrics, request_log, guard=guard)
-        grpc_server = GrpcServer(plane, tls=tls_h2)
-        supervisor = plane.repository = Supervisor(settings, plane, metrics, grpc_server.announce)
-        metrics.facts = lambda: ServerFacts(
-            ready=plane.ready,
+        log_lock = None
+        if count > 1:
+            log_lock = os.memfd_create("seatrial-log")
+            stack.callback(os.close, log_lock)
+        own = await stack.enter_async_context(gateway(serving, gateways=count, log_lock=log_lock))
+        plane, metrics = own.plane, own.plane.metrics
+        gateways = Gateways(plane, count=count)
+        supervisor = plane.repository = Supervisor(settings, plane, metrics, own.grpc.announce, gateways=gateways)
+        metrics.elsewhere = gateways.counted
+        metrics.facts = lambda: replace(
+            own.facts(),
             registry_age_s=supervisor.registry_age_s(),
-            log_dropped=request_log.dropped if request_log else 0,
-            log_written=request_log.written if request_log else 0,
-            generations=[generation.facts() for generation in plane.generations()],
             aliases=supervisor.aliases(),
-            denied=guard.denied if guard else dict.fromkeys(Denial, 0),
+            gateways=gateways.running,
+            gateway_deaths=gateways.deaths,
         )
 
-        application = Application(plane, EVERY_ACT if management_socket is None else EVERY_ACT - {Act.MANAGE})
-        closings = Closings("REST", metrics.closed[Protocol.REST])
-        http = HttpServer(application, serving.limits, door=application.infer, guard=guard, tls=tls, closings=closings)
         managing = Application(plane, frozenset({Act.READ, Act.MANAGE}))
-        management = HttpServer(managing, serving.limits, guard=guard, tls=tls)
-        metrics_http = HttpServer(make_asgi_app(registry), serving.limits, tls=tls if serving.tls.metrics else None)
+        tls = listening(serving.tls, speaks="http/1.1")
+        management = HttpServer(managing, serving.limits, guard=own.guard, tls=tls)
+        exposition = _counted_first(gateways, make_asgi_app(own.registry))
+        metrics_http = HttpServer(exposition, serving.limits, tls=tls if serving.tls.metrics else None)
         stopping = stop or asyncio.Event()
         signals = Signals(stopping, supervisor.reload)
         stack.callback(signals.remove)
@@ -100,18 +92,24 @@ async def serve(
         await metrics_http.start(metrics_socket)
         stack.push_async_callback(metrics_http.stop)
         stack.push_async_callback(supervisor.stop)
-        await http.start(http_socket)
-        stack.push_async_callback(http.stop)
+        stack.push_async_callback(gateways.stop)
+        if log_lock is not None:
+            plane.everywhere = gateways.count
+            await gateways.start(serving, (http_socket, grpc_socket), log_lock=log_lock)
+        await own.http.start(http_socket)
+        stack.push_async_callback(own.http.stop)
         if management_socket is not None:
             await management.start(management_socket)
             stack.push_async_callback(management.stop)
-        await grpc_server.start(grpc_socket)
-        stack.push_async_callback(grpc_server.stop, serving.limits.request_s)
+        await own.grpc.start(grpc_socket)
+        stack.push_async_callback(own.grpc.stop, serving.limits.request_s)
+        stack.callback(gateways.stop_soon)
         await _unless(stopping, supervisor.start(sources))
         if not stopping.is_set():
-            application.open_rest()
+            own.application.open_rest()
             if management_socket is not None:
                 managing.open_rest()
+            await gateways.listen()
         gc.collect()
         gc.freeze()  # what there is now stays: to look through it again and again would stop everything for 50 ms each time
         ready(
@@ -124,12 +122,22 @@ async def serve(
             )
         )
         await stopping.wait()
-        plane.accepting = False
-        grpc_server.announce()
+        gateways.drain()
+        own.grpc.announce()
         if signals.patient:
             log.info("draining: not ready any more, requests are taken for %g s", serving.drain_s)
             await asyncio.sleep(serving.drain_s)
         log.info("stopping: answering what is in flight")
+
+
+def _counted_first(gateways: Gateways, exposition: Any) -> Any:
+    """The ASGI application `exposition`, once all gateways have said what they counted."""
+
+    async def answer(scope: Scope, receive: Any, send: Any) -> None:
+        await gateways.count()
+        await exposition(scope, receive, send)
+
+    return answer if gateways.several else exposition
 
 
 def _address(listener: socket.socket | None) -> str:

@@ -25,6 +25,7 @@ from seatrial_monitoring.series import Swap
 from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.ensemble import Pipeline
 from seatrial_serving.fork_server import ForkServer
+from seatrial_serving.gateways import Gateways
 from seatrial_serving.generation import Generation, Identity, Spawn
 from seatrial_serving.remote import EngineProcess
 from seatrial_serving.repository import Listed, ModelState
@@ -50,8 +51,8 @@ class Target:
 
 
 class Supervisor:
-    """Owns every generation. `changed` is called whenever readiness may have changed; `free_bytes` says how much memory is
-    left for engines."""
+    """Owns every generation, and tells all `gateways`, of which `plane` is the first. `changed` is called whenever readiness
+    may have changed; `free_bytes` says how much memory is left for engines."""
 
     def __init__(
         self,
@@ -60,9 +61,11 @@ class Supervisor:
         metrics: ServingMetrics,
         changed: Callable[[], None],
         *,
+        gateways: Gateways | None = None,
         free_bytes: Callable[[], int] = free_memory_bytes,
     ) -> None:
         self._settings, self._plane, self._metrics, self._changed = settings, plane, metrics, changed
+        self._gateways = gateways or Gateways(plane)
         self._free_bytes = free_bytes
         self._forks = ForkServer()
         self._current: dict[Source, tuple[Target, Generation]] = {}
@@ -103,7 +106,7 @@ class Supervisor:
                 await self._start_repository(source)
             elif isinstance(source, ModelRef):
                 self._names[source] = source.name
-                self._plane.expect(source.name)
+                self._gateways.expect(source.name)
                 self._default_sources.setdefault(source.name, source)
         if refs:
             first = asyncio.get_running_loop().create_future()
@@ -123,7 +126,7 @@ class Supervisor:
         self._repositories.append(repository)
         names = repository.in_order()
         for name in names:
-            self._plane.expect(name)
+            self._gateways.expect(name)
         errors = []
         for name in names:
             try:
@@ -131,7 +134,7 @@ class Supervisor:
             except SeatrialError as error:
                 log.error("%s cannot be served, or not all of it: %s", name, error)
                 errors.append(error)
-                self._plane.forget(name)
+                self._gateways.forget(name)
         if errors and not any(
             isinstance(each, TritonModel) and each.path.parent == repository.path for each in self._current
         ):
@@ -145,13 +148,13 @@ class Supervisor:
         await asyncio.gather(*tasks, return_exceptions=True)
         generations = [generation for _, generation in self._current.values()]
         for generation in generations:
-            self._plane.remove(generation)
+            self._gateways.remove(generation)
         await asyncio.gather(*(generation.drain() for generation in generations), *self._draining)
         await self._forks.close()
 
     # The model repository, for callers who may
 
-    def index(self) -> list[Listed]:
+    async def index(self) -> list[Listed]:
         return [self._listed(source, name) for source, name in self._names.items()]
 
     def _listed(self, source: Source, name: str) -> Listed:
@@ -247,16 +250,16 @@ class Supervisor:
                 self._unloaded[source] = str(error)
             raise
         if not isinstance(source, OnDisk):
-            self._plane.expect(self._names[source])
+            self._gateways.expect(self._names[source])
 
     async def _unload(self, source: Source) -> None:
         async with self._locks[source]:
             self._unloaded[source] = "unloaded"
-            self._plane.forget(self._names[source])
+            self._gateways.forget(self._names[source])
             _, generation = self._current.pop(source, (None, None))
             self._drifting.pop(source, None)
         if generation is not None:
-            self._plane.remove(generation)
+            self._gateways.remove(generation)
             self._crown(source)
             self._changed()
             await self._drain(generation)
@@ -266,7 +269,7 @@ class Supervisor:
         up = [each for each in self._current if isinstance(each, TritonModel) and each.whole == _whole(source)]
         if up and self._default_sources[self._names[source]] == _whole(source):
             highest = max(up, key=lambda each: int(each.version))
-            self._plane.install(self._current[highest][1], default=True)
+            self._gateways.install(self._current[highest][1], default=True)
 
     def registry_age_s(self) -> float:
         """Seconds since the registry last answered, or since it was first asked; -1 where none is followed."""
@@ -390,7 +393,7 @@ class Supervisor:
         self._holds[new] = hold
         whole = _whole(source) or source
         default = self._default_sources.setdefault(identity.name, whole) == whole
-        self._plane.install(new, default=default)
+        self._gateways.install(new, default=default)
         self._current[source] = (target, new)
         self._crown(source)
         self._note_drift(source)
@@ -402,13 +405,14 @@ class Supervisor:
         )
         if old is not None:
             swaps[Swap.DONE] += 1
-            self._plane.remove(old)
+            self._gateways.remove(old)
             new.follow(old)
             sequences_s = serving.sequences.swap_s if new.stateful else 0.0
             draining = asyncio.get_running_loop().create_task(self._drain(old, sequences_s=sequences_s))
             self._draining.add(draining)
             draining.add_done_callback(self._draining.discard)
         self._changed()
+        await self._gateways.settle()
 
     def _engines(self, target: Target, identity: Identity, serving: Serving) -> tuple[Spawn, int, str]:
         """How to start one, how many there are to be, and what they are, for people. Raises `InvalidSource`."""
@@ -424,7 +428,7 @@ class Supervisor:
         async def engine(*, wide: bool, gently: bool) -> Worker:
             load = _load(target, identity, threads, serving, wide=wide, gently=gently)
             try:
-                return await EngineProcess.start(load, forks=self._forks)
+                return await EngineProcess.start(load, forks=self._forks, shared=self._gateways.several)
             except OSError as error:  # no process, memory or descriptor is left for it
                 raise EngineFailed(f"no engine process can be started for {identity}: {error}") from error
 
@@ -445,13 +449,14 @@ class Supervisor:
                 "engines, or serving.engines.no_room=unload_first"
             )
         log.warning("%s is ended first: memory does not hold the new version beside it", old.identity)
-        self._plane.expect(old.identity.name)  # not ready, rather than unknown
-        self._plane.remove(old)
+        self._gateways.expect(old.identity.name)  # not ready, rather than unknown
+        self._gateways.remove(old)
         del self._current[source]
         self._changed()
         await self._drain(old)
 
     async def _drain(self, generation: Generation, *, sequences_s: float = 0.0) -> None:
+        await self._gateways.drained(generation)
         await generation.drain(sequences_s=sequences_s)
         if (hold := self._holds.pop(generation, None)) is not None:  # it is drained twice where room was made
             hold.release()

@@ -59,6 +59,8 @@ class Batch:
     """Where the worker that holds it has put it."""
     turns: tuple[Turn, ...] = ()
     """Whose rows they are, of a model with a memory."""
+    begun: bool = True
+    """Once its engine has died: whether that had come to it."""
 
     @property
     def size_bytes(self) -> int:

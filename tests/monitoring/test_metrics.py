@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from prometheus_client.samples import Sample
 from seatrial.errors import SeatrialError
 from seatrial.settings import Serving
 from seatrial_monitoring import series
-from seatrial_monitoring.metrics import AliasFacts, GenerationFacts, Histogram, ServerFacts, ServingMetrics
+from seatrial_monitoring.metrics import AliasFacts, Counted, GenerationFacts, Histogram, ServerFacts, ServingMetrics
 from seatrial_monitoring.series import Outcome, Protocol, latency_edges_s, le
 from seatrial_serving.data_plane import DataPlane
 
@@ -170,3 +171,47 @@ def test_a_request_for_a_model_that_is_still_to_come_counts_against_that_model()
     samples = exposed(counted)
     assert value(samples, "seatrial_requests_total", model="late", protocol="rest", outcome="refused") == 1
     assert value(samples, "seatrial_unknown_model_requests_total", protocol="rest") == 1
+
+
+# Several gateways
+
+
+def test_what_gateways_counted_is_added_up_but_the_death_of_an_engine_which_all_of_them_saw() -> None:
+    gateways = [metrics(ServerFacts(generations=[FACTS], log_written=5)) for _ in range(3)]
+    for number, counted in enumerate(gateways, 1):
+        model = counted.model("m", "1", "fp32")
+        model.requests[Protocol.REST][Outcome.OK] += number
+        model.computed(0.5, rows=number, requests=1)
+        model.engine_deaths += 1
+        counted.unknown_model[Protocol.GRPC] += number
+        counted.expect("late")
+        counted.not_loaded["late"][Protocol.REST] += number
+    first, *others = gateways
+    told = [msgspec.msgpack.decode(msgspec.msgpack.encode(each.counted()), type=Counted) for each in others]
+    first.elsewhere = lambda: [Counted(), *told]
+    samples = exposed(first)
+    found = {
+        "requests": value(samples, "seatrial_requests_total", model="m", protocol="rest", outcome="ok"),
+        "refused": value(samples, "seatrial_requests_total", model="late", protocol="rest", outcome="refused"),
+        "unknown": value(samples, "seatrial_unknown_model_requests_total", protocol="grpc"),
+        "batches": value(samples, "seatrial_compute_duration_seconds_count", model="m"),
+        "seconds": value(samples, "seatrial_compute_duration_seconds_sum", model="m"),
+        "rows": value(samples, "nv_inference_count", model="m"),
+        "waiting": value(samples, "seatrial_queue_depth", model="m"),
+        "engines": value(samples, "seatrial_engines", model="m"),
+        "deaths": value(samples, "seatrial_engine_deaths_total", model="m"),
+        "logged": value(samples, "seatrial_request_log_written_total"),
+    }
+    assert found == {
+        "requests": 6,
+        "refused": 6,
+        "unknown": 6,
+        "batches": 3,
+        "seconds": 1.5,
+        "rows": 6,
+        "waiting": 9,
+        "engines": 2,
+        "deaths": 1,
+        "logged": 15,
+    }
+    assert first.model("m", "1", "fp32").requests[Protocol.REST][Outcome.OK] == 1, "its own are untouched"

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -139,3 +140,27 @@ def test_a_server_logs_its_share_and_every_failure_without_payloads(tmp_path: Pa
             *((str(number), "client_error") for number in range(8)),
         ]
         assert "31337" not in server.out.read_text()
+
+
+def test_lines_of_several_processes_are_not_mixed(pipe: tuple[int, int]) -> None:
+    """Two that write to one pipe, each with the lock opened for itself; the pipe holds a few of their lines only."""
+    reader, writer = pipe
+    memory = os.memfd_create("lock")
+    locks = [os.open(f"/proc/self/fd/{memory}", os.O_RDONLY) for _ in range(2)]
+    logs = [RequestLog(writer, lock=lock) for lock in locks]
+    for number in range(2000):
+        for log in logs:
+            log.write(record(rows=number, error="x" * 1000))
+    with ThreadPoolExecutor(3) as threads:
+        closing = [threads.submit(log.close) for log in logs]
+        read = threads.submit(_read_lines, reader, 4000)
+        assert sorted(json.loads(line)["rows"] for line in read.result()) == sorted([*range(2000)] * 2)
+        for each in closing:
+            each.result()
+    for descriptor in (memory, *locks):
+        os.close(descriptor)
+
+
+def _read_lines(descriptor: int, count: int) -> list[bytes]:
+    with open(descriptor, "rb", closefd=False) as lines:
+        return [next(lines) for _ in range(count)]

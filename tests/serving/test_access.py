@@ -380,6 +380,18 @@ def test_rows_are_owed() -> None:
     allowance.take_request("a")
 
 
+def test_each_of_several_gateways_gives_its_share_of_a_quota() -> None:
+    now = 0.0
+    shares = [Allowance(Quota(requests_per_s=4, burst_s=2), gateways=4, clock=lambda: now) for _ in range(4)]
+    for allowance in shares:
+        for _ in range(2):
+            allowance.take_request("a")
+        with pytest.raises(QuotaExceeded, match="in 1 s"):
+            allowance.take_request("a")
+    now = 1.0
+    assert all(allowance.is_open for allowance in shares)
+
+
 def test_a_bucket_never_holds_more_than_its_burst() -> None:
     now = 0.0
     allowance = Allowance(Quota(requests_per_s=2, burst_s=2), clock=lambda: now)

@@ -36,11 +36,17 @@ class Guard:
     """`denied` counts those that were turned away for who they are."""
 
     def __init__(
-        self, settings: Access, tokens: Tokens | None = None, *, clock: Callable[[], float] = time.time
+        self,
+        settings: Access,
+        tokens: Tokens | None = None,
+        *,
+        gateways: int = 1,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """`clock` tells the time of day, by which rights expire. Raises `InvalidSettings`."""
+        """One of so many `gateways`, each of which gives its share of a quota. `clock` tells the time of day, by which
+        rights expire. Raises `InvalidSettings`."""
         assert settings.file is not None, "a guard without a file: this is a bug"
-        self._quota, self._tokens, self._clock = settings.quota, tokens, clock
+        self._quota, self._tokens, self._gateways, self._clock = settings.quota, tokens, gateways, clock
         self._book = Watched([settings.file], partial(Book, settings.file))
         self._allowances: dict[tuple[str, Quota], Allowance] = {}
         self.denied = dict.fromkeys(Denial, 0)
@@ -105,18 +111,18 @@ class Guard:
         if known is None:
             if len(self._allowances) >= MOST_ALLOWANCES:
                 del self._allowances[next(iter(self._allowances))]
-            known = self._allowances[name, quota] = Allowance(quota)
+            known = self._allowances[name, quota] = Allowance(quota, gateways=self._gateways)
         return known
 
 
 @asynccontextmanager
-async def guarding(settings: Access) -> AsyncIterator[Guard | None]:
+async def guarding(settings: Access, *, gateways: int = 1) -> AsyncIterator[Guard | None]:
     """A guard while the block runs; None where nobody is asked. Raises `InvalidSettings` or `MissingExtra`."""
     if settings.file is None:
         yield None
         return
     async with believing(settings.tokens) as tokens:
-        yield Guard(settings, tokens)
+        yield Guard(settings, tokens, gateways=gateways)
 
 
 class Book:

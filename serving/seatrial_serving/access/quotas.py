@@ -31,11 +31,11 @@ class Bucket:
 
 
 class Allowance:
-    """The buckets of one caller."""
+    """The buckets of one caller, in one of so many `gateways`."""
 
-    def __init__(self, quota: Quota, *, clock: Clock = time.monotonic) -> None:
-        self._requests = _bucket(quota.requests_per_s, quota, clock)
-        self._rows = _bucket(quota.rows_per_s, quota, clock)
+    def __init__(self, quota: Quota, *, gateways: int = 1, clock: Clock = time.monotonic) -> None:
+        self._requests = _bucket(quota.requests_per_s, quota, gateways, clock)
+        self._rows = _bucket(quota.rows_per_s, quota, gateways, clock)
 
     @property
     def is_open(self) -> bool:
@@ -61,5 +61,5 @@ class Allowance:
         return max((bucket.wait_s() for bucket in (self._requests, self._rows) if bucket is not None), default=0.0)
 
 
-def _bucket(per_s: float | None, quota: Quota, clock: Clock) -> Bucket | None:
-    return None if per_s is None else Bucket(per_s, burst_s=quota.burst_s, clock=clock)
+def _bucket(per_s: float | None, quota: Quota, gateways: int, clock: Clock) -> Bucket | None:
+    return None if per_s is None else Bucket(per_s / gateways, burst_s=quota.burst_s, clock=clock)

@@ -150,8 +150,8 @@ class Servicer:
             f"/{SERVICE}/ServerMetadata": _plain(messages.ServerMetadataRequest, self.server_metadata),
             f"/{SERVICE}/ModelMetadata": _plain(messages.ModelMetadataRequest, self.model_metadata),
             f"/{SERVICE}/ModelConfig": _plain(messages.ModelConfigRequest, self.model_config),
-            f"/{SERVICE}/ModelStatistics": _plain(messages.ModelStatisticsRequest, self.model_statistics),
-            f"/{SERVICE}/RepositoryIndex": _plain(messages.RepositoryIndexRequest, self.repository_index),
+            f"/{SERVICE}/ModelStatistics": _slow(messages.ModelStatisticsRequest, self.model_statistics),
+            f"/{SERVICE}/RepositoryIndex": _slow(messages.RepositoryIndexRequest, self.repository_index),
             f"/{SERVICE}/RepositoryModelLoad": _slow(messages.RepositoryModelLoadRequest, self.repository_load),
             f"/{SERVICE}/RepositoryModelUnload": _slow(messages.RepositoryModelUnloadRequest, self.repository_unload),
             f"/{SERVICE}/ModelInfer": Unary(self.model_infer),
@@ -177,11 +177,12 @@ class Servicer:
         described = configuration(self._plane.find(asked.name, asked.version), cached=self._plane.cache is not None)
         return ParseDict({"config": described}, messages.ModelConfigResponse())
 
-    def model_statistics(self, asked: messages.ModelStatisticsRequest) -> messages.ModelStatisticsResponse:
-        return ParseDict(statistics(self._plane, asked.name, asked.version), messages.ModelStatisticsResponse())
+    async def model_statistics(self, asked: messages.ModelStatisticsRequest) -> messages.ModelStatisticsResponse:
+        told = await statistics(self._plane, asked.name, asked.version)
+        return ParseDict(told, messages.ModelStatisticsResponse())
 
-    def repository_index(self, asked: messages.RepositoryIndexRequest) -> messages.RepositoryIndexResponse:
-        listed = [asdict(each) for each in self._plane.index(ready=asked.ready)]
+    async def repository_index(self, asked: messages.RepositoryIndexRequest) -> messages.RepositoryIndexResponse:
+        listed = [asdict(each) for each in await self._plane.index(ready=asked.ready)]
         return ParseDict({"models": listed}, messages.RepositoryIndexResponse())
 
     async def repository_load(self, asked: messages.RepositoryModelLoadRequest) -> messages.RepositoryModelLoadResponse:

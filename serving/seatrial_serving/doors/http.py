@@ -62,22 +62,34 @@ class Heads:
         self._asks[head] = ask
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises `PortInUse`."""
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket; port 0 takes a free one. A `shared` one lets others of this server be bound to the same port; one
+    of another server's would be let too, so it is looked for first. Raises `PortInUse`.
+    """
+    if shared and port:
+        bind(host, port).close()
+    listener = bind(host, port, shared=shared)
+    listener.listen(2048)
+    return listener
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket that is to listen. Raises `PortInUse`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        listener.bind((host, port))
-        listener.listen(2048)
+        bound.bind((host, port))
     except OSError as error:
-        listener.close()
+        bound.close()
         raise PortInUse(
             f"cannot listen on {host}:{port}: {error.strerror}. Another server may be running there; choose another port "
             "with --http-port, --grpc-port, --metrics-port or --management-port (0 takes a free one)"
         ) from error
-    listener.setblocking(False)
-    return listener
+    bound.setblocking(False)
+    return bound
 
 
 class Application:

@@ -44,8 +44,8 @@ def build(plane: DataPlane, acts: frozenset[Act]) -> FastAPI:
         return {"name": "seatrial", "version": __version__, "extensions": EXTENSIONS}
 
     @app.get("/v2/models/stats")
-    def all_statistics() -> dict[str, Any]:
-        return statistics(plane)
+    async def all_statistics() -> dict[str, Any]:
+        return await statistics(plane)
 
     @_of_a_model(app, "")
     def model_metadata(name: str, version: str = "", alias: str = "") -> dict[str, Any]:
@@ -61,13 +61,13 @@ def build(plane: DataPlane, acts: frozenset[Act]) -> FastAPI:
         return configuration(plane.find(name, version, alias=alias), cached=plane.cache is not None)
 
     @_of_a_model(app, "/stats")
-    def model_statistics(name: str, version: str = "", alias: str = "") -> dict[str, Any]:
-        return statistics(plane, name, ALIAS + alias if alias else version)
+    async def model_statistics(name: str, version: str = "", alias: str = "") -> dict[str, Any]:
+        return await statistics(plane, name, ALIAS + alias if alias else version)
 
     @app.post("/v2/repository/index")
     async def repository_index(request: Request) -> list[dict[str, Any]]:
         asked = await _read(request, plane, _Index)
-        return [asdict(each) for each in plane.index(ready=asked.ready)]
+        return [asdict(each) for each in await plane.index(ready=asked.ready)]
 
     own = list(app.routes)
     if Act.MANAGE in acts:

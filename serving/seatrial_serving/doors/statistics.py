@@ -3,7 +3,7 @@ differences of.
 
 Derived when somebody asks from what is counted anyway. Copying tensors to and from an engine is not timed by itself, so the
 durations of `compute_input` and `compute_output` are 0, and so is that of `cache_miss`; what they cost is the rest of
-`success`. A `cache_hit` lasts from arrival to answer.
+`success`. A `cache_hit` lasts from arrival to answer. Where there are several gateways, it is what all of them counted.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,11 @@ from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.generation import Generation
 
 
-def statistics(plane: DataPlane, name: str = "", version: str = "") -> dict[str, Any]:
+async def statistics(plane: DataPlane, name: str = "", version: str = "") -> dict[str, Any]:
     """Of every version of every model, every version of the model `name`, or of one. Raises as `DataPlane.find` does."""
-    return {"model_stats": [_of_model(generation) for generation in _asked(plane, name, version)]}
+    asked = list(_asked(plane, name, version))
+    counted = (await plane.counted()).by_labels
+    return {"model_stats": [_of_model(each, counted.get(each.metrics.labels, each.metrics)) for each in asked]}
 
 
 def _asked(plane: DataPlane, name: str, version: str) -> Iterator[Generation]:
@@ -28,8 +30,7 @@ def _asked(plane: DataPlane, name: str, version: str) -> Iterator[Generation]:
     yield from [found] if version else plane.versions(name)
 
 
-def _of_model(generation: Generation) -> dict[str, Any]:
-    metrics = generation.metrics
+def _of_model(generation: Generation, metrics: ModelMetrics) -> dict[str, Any]:
     return {
         "name": generation.identity.name,
         "version": generation.identity.version,
