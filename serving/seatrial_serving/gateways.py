@@ -21,32 +21,9 @@ from seatrial.errors import EngineFailed, NotReady, SeatrialError
 from seatrial.protocol import InferRequest, encode_request
 from seatrial.settings import Serving
 from seatrial_monitoring.metrics import Counted
+from seatrial_serving import control
 from seatrial_serving.channel import socket_pair
-from seatrial_serving.control import (
-    Begin,
-    Count,
-    Done,
-    Drain,
-    Engine,
-    Expect,
-    Forget,
-    Index,
-    Install,
-    Introduce,
-    Kill,
-    Link,
-    Listen,
-    Listing,
-    Load,
-    Refusal,
-    Remove,
-    Said,
-    Settle,
-    Stop,
-    Told,
-    Total,
-    Unload,
-)
+from seatrial_serving.control import Link, Said, Told
 from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.doors.http import bind
 from seatrial_serving.ensemble import Pipeline
@@ -105,7 +82,7 @@ class Gateways:
     async def listen(self) -> None:
         """Let them take connections, and return when they do."""
         self._listening = True
-        await self._all(Listen())
+        await self._all(control.Listen())
 
     def alone(self) -> None:
         """End the further ones for good, in the background."""
@@ -117,7 +94,7 @@ class Gateways:
         """Readiness says no everywhere."""
         self._plane.accepting = False
         for each in self._others:
-            each.link.tell(Drain())
+            each.link.tell(control.Drain())
 
     def stop_soon(self) -> None:
         """Tell the further ones to answer what they have in hand, and to end."""
@@ -125,7 +102,7 @@ class Gateways:
             task.cancel()
         others, self._others = self._others, []
         for each in others:
-            each.link.tell(Stop())
+            each.link.tell(control.Stop())
             self._gone = self._gone.plus(replace(each.counted, generations=()))
             self._ending.append(asyncio.get_running_loop().create_task(self._see_off(each)))
 
@@ -167,14 +144,14 @@ class Gateways:
         further = await self._spawn(self._heard)
         self._others.append(further)
         for name in self._plane.expected:
-            further.link.tell(Expect(name))
+            further.link.tell(control.Expect(name))
         for generation, default in self._plane.installed():
             self._introduce(further, generation)
-            further.link.tell(Install(self._numbers[generation], default))
+            further.link.tell(control.Install(self._numbers[generation], default))
         if self._listening:
-            further.link.ask(Listen())
+            further.link.ask(control.Listen())
         if not self._plane.accepting:
-            further.link.tell(Drain())
+            further.link.tell(control.Drain())
         return further
 
     @property
@@ -186,11 +163,11 @@ class Gateways:
 
     def expect(self, name: str) -> None:
         self._plane.expect(name)
-        self._tell(Expect(name))
+        self._tell(control.Expect(name))
 
     def forget(self, name: str) -> None:
         self._plane.forget(name)
-        self._tell(Forget(name))
+        self._tell(control.Forget(name))
 
     def install(self, generation: Generation, *, default: bool) -> None:
         """As `DataPlane.install`, everywhere; the further ones follow within a moment. A model with a memory has it in one
@@ -206,18 +183,18 @@ class Gateways:
             generation.joined = partial(self._joined, generation)
             for each in self._others:
                 self._introduce(each, generation)
-        self._tell(Install(self._numbers[generation], dict(self._plane.installed())[generation]))
+        self._tell(control.Install(self._numbers[generation], dict(self._plane.installed())[generation]))
 
     async def settle(self) -> None:
         """Return when the further ones have done what they were told."""
-        await self._all(Settle())
+        await self._all(control.Settle())
 
     def remove(self, generation: Generation) -> None:
         """As `DataPlane.remove`, everywhere. `drained` is to be awaited before it is drained here."""
         self._plane.remove(generation)
         if generation in self._numbers:
             number = self._numbers[generation]
-            self._leaving[generation] = [each.link.ask(Remove(number)) for each in self._others]
+            self._leaving[generation] = [each.link.ask(control.Remove(number)) for each in self._others]
 
     async def drained(self, generation: Generation) -> None:
         """Return when the further ones have answered the last request to `generation`, which was removed: then it may be
@@ -232,7 +209,7 @@ class Gateways:
         example, example_json = encode_request(InferRequest(identity.example))
         plans = [each.plan for each in generation.workers if isinstance(each, Pipeline)]
         further.link.tell(
-            Introduce(
+            control.Introduce(
                 number=number,
                 identity=replace(identity, example=()),
                 example=example,
@@ -251,13 +228,13 @@ class Gateways:
 
     def _offer(self, further: "_Further", number: int, worker: Worker) -> None:
         if isinstance(worker, EngineProcess) and (descriptors := worker.share()):
-            further.link.tell(Engine(number, worker.pid, worker.ready), descriptors)
+            further.link.tell(control.Engine(number, worker.pid, worker.ready), descriptors)
 
     # What they say
 
     async def count(self) -> Counted:
         """What all gateways have counted."""
-        for further, answer in (await self._ask(Count(), within_s=COUNT_S)).items():
+        for further, answer in (await self._ask(control.Count(), within_s=COUNT_S)).items():
             if answer.done() and answer.exception() is None and isinstance(told := answer.result(), Told):
                 further.counted = told.counted
         return self._plane.metrics.total()
@@ -282,7 +259,7 @@ class Gateways:
 
     def _heard(self, further: "_Further", said: Said, number: int) -> None:
         match said:
-            case Kill(pid):
+            case control.Kill(pid):
                 for worker in self._workers():
                     if worker.pid == pid:
                         worker.kill()
@@ -293,23 +270,23 @@ class Gateways:
         try:
             answer = await self._answer(said)
         except SeatrialError as error:
-            answer = Refusal(type(error).__name__, str(error))
+            answer = control.Refusal(type(error).__name__, str(error))
         except Exception:
             log.exception("a gateway's question could not be answered; this is a bug")
-            answer = Refusal(EngineFailed.__name__, "internal error")
+            answer = control.Refusal(EngineFailed.__name__, "internal error")
         further.link.answer(number, answer)
 
     async def _answer(self, said: Said) -> Said:
         match said:
-            case Index():
-                return Listing(tuple(await self._repository.index()))
-            case Load(name):
+            case control.Index():
+                return control.Listing(tuple(await self._repository.index()))
+            case control.Load(name):
                 await self._repository.load(name)
-                return Done()
-            case Unload(name):
+                return control.Done()
+            case control.Unload(name):
                 await self._repository.unload(name)
-                return Done()
-            case Total():
+                return control.Done()
+            case control.Total():
                 return Told(await self.count())
             case unexpected:
                 raise EngineFailed(f"a gateway said {unexpected!r}")
@@ -375,6 +352,6 @@ async def _spawn(
             )
         unless_started.pop_all()
     further = _Further(process, ours, heard)
-    begin = Begin(serving=serving.model_dump_json(), gateways=gateways)
+    begin = control.Begin(serving=serving.model_dump_json(), gateways=gateways)
     further.link.tell(begin, [*(each.detach() for each in listeners), lock])
     return further
