@@ -192,11 +192,11 @@ def tune(
 ) -> None:
     """Search for the settings that answer the most requests on this machine within a bound on latency.
 
-    Real servers are started and asked, one after the other: engines, threads, the largest batch, its delay. The best are then
-    measured in turn with the settings that hold now, and advised only if they are faster beyond doubt. The time is a hard
-    limit, and Ctrl-C ends it earlier: the best so far is the result. It goes into the evidence of a bundle, whose digest
-    stays, and `seatrial serve --tuned` follows it. Ends with 3 if nothing that was tried keeps the bound. Use a machine
-    that does nothing else.
+    Real servers are started and asked, one after the other: gateways, engines, threads, the largest batch, its delay. The
+    best are then measured in turn with the settings that hold now, and advised only if they are faster beyond doubt. The
+    time is a hard limit, and Ctrl-C ends it earlier: the best so far is the result. It goes into the evidence of a bundle,
+    whose digest stays, and `seatrial serve --tuned` follows it. Ends with 3 if nothing that was tried keeps the bound. Use
+    a machine that does nothing else.
 
     WHAT is anything that `seatrial serve` takes, of one model.
 

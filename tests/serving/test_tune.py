@@ -291,12 +291,15 @@ def tuned(bundle: Bundle, settings: dict[str, int | float | None], *, on_cores: 
 ADVICE: dict[str, int | float | None] = {"engines.count": 1, "engines.threads": None, "batching.max_size": 16}
 
 
-def test_a_server_that_is_told_to_follows_the_advice(bundle: Bundle) -> None:
+def test_a_server_that_is_told_to_follows_the_advice(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     path = tuned(bundle, ADVICE).path
     server = Serving(tuned=True, batching=Batching(max_delay_ms=2))
     _, followed = describe(path, server, alias="")
     assert (followed.engines.count, followed.batching.max_size) == (1, 16)
     assert followed.batching.max_delay_ms == 2, "what the advice does not name stays"
+    assert "gateways" not in caplog.text
+    describe(tuned(bundle, ADVICE | {"gateways": 2}).path, server, alias="")
+    assert ("was tuned with 2 gateways" in caplog.text) == (cores() > 1)
     _, unasked = describe(path, Serving(), alias="")
     assert unasked == Serving()
 

@@ -15,11 +15,7 @@ from seatrial.settings import Serving
 Value: TypeAlias = int | float | None
 ENGINES, THREADS = "engines.count", "engines.threads"
 GATEWAYS, BATCH, TOKENS, DELAY = "gateways", "batching.max_size", "batching.max_tokens", "batching.max_delay_ms"
-NAMES = tuple(
-    name
-    for name in (GATEWAYS, ENGINES, THREADS, BATCH, TOKENS, DELAY)
-    if name.partition(".")[0] in Serving.model_fields
-)
+NAMES = (GATEWAYS, ENGINES, THREADS, BATCH, TOKENS, DELAY)
 LARGEST_BATCH, MOST_TOKENS = 256, 4096
 DELAYS_MS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -111,7 +107,7 @@ class Room:
             Knob(name=TOKENS, values=_powers_of_two(MOST_TOKENS)[7:] if self.padded else ()),
             Knob(name=DELAY, values=tuple(delay for delay in DELAYS_MS if delay < self.p99_ms / 2)),
         )
-        return tuple(knob for knob in knobs if knob.name in NAMES and len(knob.values) > 1)
+        return tuple(knob for knob in knobs if len(knob.values) > 1)
 
 
 def _powers_of_two(most: int) -> tuple[int, ...]:

@@ -32,8 +32,8 @@ def follow(path: Path, serving: Serving) -> Serving:
     except InvalidSettings as error:
         return _not_followed(path, serving, str(error))
     log.info("%s is served as it was tuned on %s: %s", path, found.written_at, found.settings or "as it is set anyway")
-    if found.settings.get(GATEWAYS, None) not in (None, getattr(serving, GATEWAYS, None)):
-        log.warning("it was tuned with %s gateways, which are the server's and not a model's", found.settings[GATEWAYS])
+    if (gateways := found.settings.get(GATEWAYS) or 1) != (serving.gateways or 1):
+        log.warning("%s was tuned with %s gateways, which the server has and not a model: --gateways", path, gateways)
     return followed
 
 

@@ -18,6 +18,7 @@ from seatrial.bundle import Bundle
 from seatrial.errors import EngineFailed
 from seatrial.machine import cores, free_memory_bytes, this_machine
 from seatrial.settings import Serving, Settings
+from seatrial_serving.gateway import how_many
 from seatrial_serving.sources import OnDisk, fetch, parse
 from seatrial_serving.supervisor import share
 from seatrial_serving.triton.folder import TritonRepository
@@ -94,9 +95,10 @@ def _resolve(what: str, settings: Settings) -> tuple[str, Bundle | None]:
 
 
 def _spelt_out(serving: Serving, path: Path) -> Serving:
-    """With the number of engines that the server would choose itself, so that it is not measured twice."""
+    """With the numbers of gateways and engines that the server would choose itself, so that they are not measured twice."""
     count, _ = share(path, serving.engines)
-    return serving.model_copy(update={"engines": serving.engines.model_copy(update={"count": count})})
+    engines = serving.engines.model_copy(update={"count": count})
+    return serving.model_copy(update={"engines": engines, "gateways": how_many(serving, cores=cores())})
 
 
 def _knobs(request: Request, bundle: Bundle | None) -> tuple[Knob, ...]:
