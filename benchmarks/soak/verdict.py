@@ -51,7 +51,9 @@ def judge(course: Course, logged: str) -> list[Finding]:
             "the server counted what its clients saw", differences, f"no difference in {sum(course.counted.values()):,}"
         ),
         _none(
-            "nothing unexpected in the server's log", [line for line in logged.splitlines() if _unexpected(line)], ""
+            "nothing unexpected in the server's log",
+            [line for line in logged.splitlines() if _unexpected(line)],
+            "no line",
         ),
         *_memory(course.readings),
         _no_more("descriptors at the end <= at the start", after.descriptors, before.descriptors),
