@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -162,14 +163,17 @@ class Voyage:
         until(tried_again)
 
     def kill_an_engine(self) -> None:
-        """With a request in hand, which is given up at the first death."""
-        engine = self.linear_engine()
-        engine.suspend()
-        with ThreadPoolExecutor(1) as callers:
-            asked = callers.submit(self.ask, ROW)
-            until(lambda: self.server.total("seatrial_inflight_requests", model="linear") == 1)
-            engine.kill()
-            assert asked.result() is Outcome.SERVER_ERROR
+        """In the middle of a batch, whose request is given up at the first death."""
+        while self.sent[Outcome.SERVER_ERROR] == 0:
+            until(lambda: len(self.server.engines()) == 2)
+            with ThreadPoolExecutor(1) as caller:
+                asking = threading.Event()
+                asked = caller.submit(self.ask_until, asking)
+                engine = self.linear_engine()
+                until(lambda engine=engine: stopped_in_a_batch(engine))  # type: ignore[misc]
+                engine.kill()
+                asking.set()
+                asked.result()
         until(lambda: len(self.server.engines()) == 2)
         replacement = self.linear_engine()
         replacement.suspend()  # until Prometheus has seen that it was missing
@@ -213,6 +217,10 @@ class Voyage:
         self.sent[outcome] += 1
         return outcome
 
+    def ask_until(self, enough: threading.Event) -> None:
+        while not enough.is_set():
+            self.ask(ROW)
+
     def ask_and_leave(self) -> None:
         try:
             self.client.post(self.server.url("/v2/models/linear/infer"), json=_body(ROW), timeout=0.5)
@@ -230,6 +238,16 @@ class Voyage:
     def gather(self, ids: list[list[int]]) -> None:
         body = _body(ids, name="ids", datatype="INT64")
         assert self.client.post(self.server.url("/v2/models/gather/infer"), json=body).status_code == 200
+
+
+def stopped_in_a_batch(engine: psutil.Process) -> bool:
+    """Stop `engine`; if it waits for a batch, as it does most of the time, let it go on."""
+    engine.suspend()
+    until(lambda: engine.status() == psutil.STATUS_STOPPED)
+    if Path(f"/proc/{engine.pid}/syscall").read_text().startswith("-1 "):  # in no system call: it computes
+        return True
+    engine.resume()
+    return False
 
 
 @contextmanager
