@@ -58,6 +58,9 @@ def ask(operation: Any, mode: GenerationMode, cases: int) -> None:
     @settings(max_examples=cases, deadline=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode))
     def holds(case: Any) -> None:
-        case.call_and_validate(checks=CHECKS)
+        answer = case.call()
+        if answer.status_code == 504 and any(name.lower() == "inference-timeout-ms" for name in case.headers or ()):
+            return  # less time than it takes may be asked for
+        case.validate_response(answer, checks=CHECKS)
 
     holds()

@@ -393,7 +393,8 @@ def _v2(model: Model) -> Inference:
 def _generate(model: Model) -> Inference:
     """Inputs may leave out axes in front, and outputs come flat, so the fields can be anything."""
     takes = record({spec.name: {} for spec in model.generation.signature.inputs}, parameters={"type": "object"})
-    answers = {JSON: {"schema": {"type": "object"}}, "text/event-stream": {"schema": TEXT}}
+    event = {"type": "object", "properties": {"data": TEXT}, "required": ["data"]}
+    answers = {JSON: {"schema": {"type": "object"}}, "text/event-stream": {"schema": event}}
     return Inference({JSON: {"schema": takes, **model.example("fields")}}, answers)
 
 
