@@ -134,7 +134,7 @@ def served(what: str, serving: Serving, *, most_bytes: int, within_s: float) -> 
     """WHAT with these settings, until the block ends. Raises `Lost` where it does not start."""
     with tempfile.NamedTemporaryFile("a+b") as out, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "seatrial_serving.tune.child", "serve", what, "--json"],
+            [sys.executable, "-m", "seatrial_serving.tune.child", str(os.getpid()), "serve", what, "--json"],
             stdin=subprocess.DEVNULL, stdout=out, stderr=errors, env=_environment(serving), start_new_session=True,
         )  # fmt: skip
         server = Served(process, out, errors, most_bytes=most_bytes)
