@@ -261,6 +261,7 @@ def theirs(settings: Settings, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow  # half a minute, most of it for a stranger to log a model
 def test_a_pickle_whose_class_lies_in_their_models_package(theirs: Path, settings: Settings) -> None:
     with pytest.raises(Untrusted, match=r"theirs/1 is a pickle: .*run: seatrial export models:/theirs/1 --trust"):
         exported(settings, name="theirs")

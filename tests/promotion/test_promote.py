@@ -182,7 +182,7 @@ promote(Promotion(name="onehot", version=version, by="killed", waivers={"quality
     ("moment", "moved"),
     [
         ("in the middle of the entry", False),
-        ("before the alias moved", False),
+        pytest.param("before the alias moved", False, marks=pytest.mark.slow),
         ("after the alias moved", True),
     ],
 )

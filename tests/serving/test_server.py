@@ -263,6 +263,7 @@ def test_killed_engines_under_load_are_back_and_no_client_saw_an_error(tmp_path:
         assert answered(server) == linear(X)[0].tolist()
 
 
+@pytest.mark.slow  # `test_killed` kills it in the middle of a swap, too
 def test_a_killed_watcher_is_started_again(settings: Settings, tmp_path: Path) -> None:
     registry = EmbeddedRegistry(settings)
     publish(registry, LinearBundle(version="1").write(tmp_path))

@@ -25,8 +25,8 @@ from tests.training.killed import CHANGES, RECIPE
 
 pytestmark = pytest.mark.xdist_group("training")
 
-FAST = ("in-the-third-epoch", "after-the-program", "after-the-version", "asked-to-end")
-SLOW = ("in-the-first-epoch", "before-the-program", "before-the-version")
+FAST = ("in-the-third-epoch", "asked-to-end")
+SLOW = ("in-the-first-epoch", "before-the-program", "after-the-program", "before-the-version", "after-the-version")
 KILLED, ENDED = "-9", "1"
 
 
