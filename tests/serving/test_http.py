@@ -169,7 +169,7 @@ KINDS: dict[str, tuple[bytes, int]] = {
 }
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=12), st.data())
 def test_however_a_stream_of_requests_is_cut_up_the_answers_are_those_of_each_alone(
     kinds: Sequence[str], data: st.DataObject
