@@ -105,6 +105,11 @@ class Voyage:
         """What lies on this disk is started first, so the engine for the registry's model is the younger one."""
         return max(self.server.engines(), key=lambda process: float(process.create_time()))
 
+    def replacement_of(self, killed: psutil.Process) -> psutil.Process:
+        """A killed process is still listed until the kernel has ended it."""
+        until(lambda: killed not in (now := self.server.engines()) and len(now) == 2)
+        return self.linear_engine()
+
     # What happens
 
     def ask_well_and_badly(self) -> None:
@@ -164,21 +169,19 @@ class Voyage:
 
     def kill_an_engine(self) -> None:
         """In the middle of a batch, whose request is given up at the first death."""
+        engine = self.linear_engine()
         while self.sent[Outcome.SERVER_ERROR] == 0:
-            until(lambda: len(self.server.engines()) == 2)
             with ThreadPoolExecutor(1) as caller:
                 asking = threading.Event()
                 asked = caller.submit(self.ask_until, asking)
-                engine = self.linear_engine()
                 until(lambda engine=engine: stopped_in_a_batch(engine))  # type: ignore[misc]
                 engine.kill()
                 asking.set()
                 asked.result()
-        until(lambda: len(self.server.engines()) == 2)
-        replacement = self.linear_engine()
-        replacement.suspend()  # until Prometheus has seen that it was missing
+            engine = self.replacement_of(engine)
+        engine.suspend()  # until Prometheus has seen that it was missing
         until(lambda: self.seen("seatrial_ready") == 0)
-        replacement.resume()
+        engine.resume()
         until(lambda: self.seen("seatrial_ready") == 1)
 
     def swap(self) -> None:
