@@ -33,7 +33,7 @@ lint: install ## style, and which component may import which
 	$(BIN)/lint-imports --no-logo
 
 type: install ## mypy, strict, over everything
-	$(BIN)/mypy
+	$(BIN)/mypy -n 2
 
 test: lint type ## lint, types, contracts and the tests, in under ten minutes on two cores
 	$(BIN)/pytest -n 2 --dist loadgroup -m 'not slow' $(TESTS)

@@ -16,6 +16,9 @@ from benchmarks.peer import FASTAPI
 from benchmarks.raw import CASE, Raw
 from benchmarks.rounds import Rounds, Trial, p50_ms, p99_ms, play
 from benchmarks.started import Revived, started
+from seatrial.machine import cores
+from seatrial.settings import Serving
+from seatrial_serving.gateway import how_many
 
 CALLERS = (1, 8, 32, 64)
 LOADED = 32
@@ -25,10 +28,10 @@ RAW = (
     Raw(callers=2, threads=1, rows=64),
 )
 OURS, TRITON, HELLO = "Seatrial, REST binary", "Triton, REST binary", "bare ASGI"
-TWO_GATEWAYS = "Seatrial, two gateways, REST binary"
+ONE_GATEWAY = "Seatrial, one gateway, REST binary"
 OUR_JSON, TRITON_JSON, PLAIN = "Seatrial, REST JSON", "Triton, REST JSON", "plain FastAPI, two workers, JSON"
 OUR_GRPC, TRITON_GRPC, HELLO_GRPC = "Seatrial, gRPC", "Triton, gRPC", "bare grpc.aio"
-NAMES = (OURS, TWO_GATEWAYS, TRITON, HELLO, OUR_JSON, TRITON_JSON, PLAIN, OUR_GRPC, TRITON_GRPC, HELLO_GRPC)
+NAMES = (OURS, ONE_GATEWAY, TRITON, HELLO, OUR_JSON, TRITON_JSON, PLAIN, OUR_GRPC, TRITON_GRPC, HELLO_GRPC)
 
 
 def measure(bench: Bench) -> str:
@@ -50,11 +53,12 @@ def _trials(bench: Bench, running: ExitStack) -> Iterator[Trial]:
     bundle, seconds = bench.models.digits, bench.seconds
     name, asked = bundle.manifest.model.name, request(bundle.manifest.signature)
     ours, theirs = running.enter_context(Revived(seatrial(bundle))), running.enter_context(Revived(triton(bundle)))
-    two = running.enter_context(Revived(seatrial(bundle, "--gateways", "2")))
-    hello = running.enter_context(Revived(partial(started, "benchmarks.hello")))
+    one = running.enter_context(Revived(seatrial(bundle, "--gateways", "1")))
+    gateways = how_many(Serving(), cores=cores())
+    hello = running.enter_context(Revived(partial(started, "benchmarks.hello", str(gateways))))
     fastapi = running.enter_context(Revived(partial(FASTAPI.start, graph(bundle), bench.place)))
     for callers in CALLERS:
-        for of, server in ((OURS, ours), (TWO_GATEWAYS, two), (TRITON, theirs), (HELLO, hello)):
+        for of, server in ((OURS, ours), (ONE_GATEWAY, one), (TRITON, theirs), (HELLO, hello)):
             yield rest(of, server, v2(name, asked), callers, seconds)
         for of, server in ((OUR_GRPC, ours), (TRITON_GRPC, theirs), (HELLO_GRPC, hello)):
             yield over_grpc(of, server, name, asked, callers, seconds)

@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from statistics import median
 
 from benchmarks.bench import PORTS, Bench
 from benchmarks.intervals import Interval, Promise, promises, ratio
-from benchmarks.started import started
+from benchmarks.started import READY_S, started
 from benchmarks.tables import table
 
 MB = 10**6
@@ -18,8 +19,8 @@ IMPORTS = {
     "python -c pass": "pass",
 }
 RESIDENT = "import psutil; print(psutil.Process().memory_info().rss)"
-OURS, TRITON, HELP = "seatrial serve, two engine processes", "seatrial triton serve", "seatrial --help"
-TWO_GATEWAYS = "seatrial serve --gateways 2"
+OURS, TRITON, HELP = "seatrial serve", "seatrial triton serve", "seatrial --help"
+ONE_GATEWAY, TWO_GATEWAYS = "seatrial serve --gateways 1", "seatrial serve --gateways 2"
 
 
 @dataclass(slots=True)
@@ -35,6 +36,7 @@ def measure(bench: Bench) -> str:
     servers = {
         OURS: ("seatrial", "serve", bundle),
         "seatrial serve --engines 1": ("seatrial", "serve", bundle, "--engines", "1"),
+        ONE_GATEWAY: ("seatrial", "serve", bundle, "--gateways", "1"),
         TWO_GATEWAYS: ("seatrial", "serve", bundle, "--gateways", "2"),
         TRITON: ("seatrial", "triton", "serve", bundle),
     }
@@ -44,6 +46,7 @@ def measure(bench: Bench) -> str:
         for name, command in servers.items():
             with started(*command, *PORTS) as running:
                 found[name].seconds.append(running.ready_s)
+                _ask_everybody(running.addresses["http"])
                 found[name].resident.append(running.resident_bytes)
                 found[name].own.append(running.own_bytes)
             bench.progress.advance(task)
@@ -59,7 +62,7 @@ def measure(bench: Bench) -> str:
 
 
 def _promises(found: dict[str, _Found]) -> list[Promise]:
-    seconds, own = found[OURS].seconds, [own / MB for own in found[OURS].own]
+    seconds, own = found[OURS].seconds, [own / MB for own in found[ONE_GATEWAY].own]
     further = [two / MB - one for two, one in zip(found[TWO_GATEWAYS].own, own, strict=True)]
     return [
         Promise("start to ready <= 1.5 s", Interval.of(seconds), at_most=1.5),
@@ -67,6 +70,14 @@ def _promises(found: dict[str, _Found]) -> list[Promise]:
         Promise("PSS with one gateway <= 220 MB", Interval.of(own), at_most=220),
         Promise("PSS of a further gateway <= 70 MB", Interval.of(further), at_most=70),
     ]
+
+
+def _ask_everybody(http: str) -> None:
+    """For what is not the hot path: some of it is imported after a server is ready, and its memory counts too. So many
+    connections come to every gateway."""
+    for _ in range(16):
+        with urllib.request.urlopen(f"http://{http}/v2", timeout=READY_S) as answer:
+            answer.read()
 
 
 def _seconds(*arguments: str) -> float:

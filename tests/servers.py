@@ -54,7 +54,7 @@ class Server:
 
     def gateways(self) -> list[psutil.Process]:
         """The further ones."""
-        children = psutil.Process(self.process.pid).children()
+        children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if _name(child) == GATEWAY]
 
     def log(self) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ def serving(
 def start(
     *what: object, place: Path, environment: dict[str, str] | None = None, under: Sequence[str] = ()
 ) -> subprocess.Popen[bytes]:
-    """`under` is the command that becomes the server's, such as `prlimit`."""
+    """One gateway, unless `environment` says how many. `under` is the command that becomes the server's, such as `prlimit`."""
     place.mkdir(parents=True, exist_ok=True)
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     with (place / "out").open("wb") as out, (place / "err").open("wb") as err:
@@ -106,7 +106,7 @@ def start(
             [*under, sys.executable, "-m", "seatrial", "serve", *map(str, what), *ports, "--json"],
             stdout=out,
             stderr=err,
-            env=os.environ | (environment or {}),
+            env=os.environ | {"SEATRIAL_SERVING__GATEWAYS": "1"} | (environment or {}),
         )
 
 

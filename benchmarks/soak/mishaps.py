@@ -85,7 +85,7 @@ def hang_up(subject: Subject, random: Random) -> None:  # noqa: ARG001
 
 
 def kill_the_fork_server(subject: Subject, random: Random) -> None:  # noqa: ARG001
-    """Its engines live on, as nobody's children; then all are replaced by another's."""
+    """Its engines live on, as the server's own children; then all are replaced by another's."""
     engines = len(subject.server.engines())
     if (forks := subject.child(FORK_SERVER)) is not None:
         forks.kill()

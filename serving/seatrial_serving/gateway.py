@@ -1,6 +1,7 @@
 """What clients talk to, in whatever process: the doors to a data plane, put together. A supervisor says what it serves."""
 
 import contextlib
+import gc
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -22,8 +23,12 @@ from seatrial_serving.doors.http import EVERY_ACT, Application, HttpServer
 
 
 def how_many(serving: Serving, *, cores: int) -> int:
-    """Gateways, where nothing that is served wants one only."""
-    return serving.gateways or 1 + max(0, cores - 2) // 6
+    """Gateways, where nothing that is served wants one only. Of quotas and of what is cached each has its share only: where
+    there may be any, one unless more are asked for."""
+    if serving.gateways is not None:
+        return serving.gateways
+    one = cores < 2 or serving.access.file is not None or serving.cache_bytes > 0
+    return 1 if one else 2 + (cores - 2) // 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,16 @@ class Gateway:
         """Take connections."""
         await self.http.start(http)
         await self.grpc.start(grpc)
+
+    def open_rest(self) -> None:
+        """Take every path from now on. Once all is imported for that, what there is stays: the interpreter's collector, which
+        would stop everything for 50 ms each time it looked through it, sees only what comes after."""
+        self.application.open_rest().add_done_callback(_collect_later_ones)
+
+
+def _collect_later_ones(_: object) -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @contextlib.asynccontextmanager

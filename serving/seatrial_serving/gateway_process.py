@@ -1,4 +1,4 @@
-"""A further gateway: `python -m seatrial_serving.gateway_process DESCRIPTOR`.
+"""A further gateway, in a process that `ForkServer` forks.
 
 Receives its settings and sockets from the supervisor over the inherited socket, and then what it serves: generations, and
 channels to their engines. Decides nothing itself, and ends when the supervisor is gone.
@@ -6,12 +6,10 @@ channels to their engines. Decides nothing itself, and ends when the supervisor 
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -145,9 +143,7 @@ class FurtherGateway:
     async def _listen(self, number: int) -> None:
         await self._doors.open(*self._sockets)
         self._listening = True
-        self._doors.application.open_rest()
-        gc.collect()
-        gc.freeze()  # as the first gateway does when it is ready
+        self._doors.open_rest()
         self._link.answer(number, Done())
 
     async def _drain(self, number: int, question: int) -> None:
@@ -195,7 +191,3 @@ class FarRepository:
 
     async def unload(self, name: str) -> None:
         await self._link.ask(control.Unload(name))
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from seatrial_serving.control import Link, Said, Told
 from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.doors.http import bind
 from seatrial_serving.ensemble import Pipeline
-from seatrial_serving.fork_server import FRUGAL
+from seatrial_serving.fork_server import GATEWAYS, Forked, ForkServer
 from seatrial_serving.generation import FIRST_BACKOFF_S, HEALTHY_AFTER_S, LONGEST_BACKOFF_S, Generation
 from seatrial_serving.remote import EngineProcess, how_ended
 from seatrial_serving.repository import Repository
@@ -44,8 +43,9 @@ log = logging.getLogger(__name__)
 class Gateways:
     """Everything that becomes known or changes is told to all of them, in the same order. Without `start`, there is one."""
 
-    def __init__(self, plane: DataPlane, *, count: int = 1) -> None:
+    def __init__(self, plane: DataPlane, *, count: int = 1, forks: ForkServer | None = None) -> None:
         self._plane, self._count = plane, count
+        self._forks = forks or ForkServer(GATEWAYS)
         self._others: list[_Further] = []
         self._keeping: list[asyncio.Task[None]] = []
         self._ending: list[asyncio.Task[None]] = []
@@ -74,7 +74,8 @@ class Gateways:
 
     async def start(self, serving: Serving, listeners: Sequence[socket.socket], *, log_lock: int) -> None:
         """Start the further ones, to share the ports of `listeners`. Raises `OSError`."""
-        self._spawn = partial(_spawn, serving, self._count, [each.getsockname()[:2] for each in listeners], log_lock)
+        addresses = [each.getsockname()[:2] for each in listeners]
+        self._spawn = partial(_spawn, self._forks, serving, self._count, addresses, log_lock)
         for _ in range(self._count - 1):
             keeping = self._keep(await self._bring_up())
             self._keeping.append(asyncio.get_running_loop().create_task(keeping))
@@ -110,6 +111,7 @@ class Gateways:
         """Return when they have ended."""
         self.stop_soon()
         await asyncio.gather(*self._keeping, *self._ending, return_exceptions=True)
+        self._forks.close()
 
     async def _see_off(self, further: "_Further") -> None:
         await further.end(self._patience_s)
@@ -248,7 +250,7 @@ class Gateways:
         for further, answer in (await self._ask(said, within_s=SETTLE_S)).items():
             if not answer.done():
                 log.error("a gateway does not answer; it is ended")
-                further.kill()
+                further.process.kill()
 
     async def _ask(self, said: Said, *, within_s: float) -> "dict[_Further, asyncio.Future[Said]]":
         """All of them. Returns when the last one has answered or ended, or the time is over."""
@@ -305,15 +307,11 @@ class Gateways:
 class _Further:
     """A further gateway's process, and this end of the link to it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, end: socket.socket, heard: "_Heard") -> None:
+    def __init__(self, process: Forked, end: socket.socket, heard: "_Heard") -> None:
         self.process = process
         self.counted = Counted()
-        self.link = Link(end, lambda said, _, number: heard(self, said, number), self.kill)
+        self.link = Link(end, lambda said, _, number: heard(self, said, number), process.kill)
         self._tasks: set[asyncio.Task[None]] = set()
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
 
     async def end(self, patience_s: float) -> None:
         """Return when it has ended by itself, or was made to."""
@@ -321,7 +319,7 @@ class _Further:
             async with asyncio.timeout(patience_s):
                 await self.process.wait()
         except TimeoutError:
-            self.kill()
+            self.process.kill()
             await self.process.wait()
 
     def run(self, work: Coroutine[None, None, None]) -> None:
@@ -335,7 +333,12 @@ _Heard: TypeAlias = Callable[[_Further, Said, int], None]
 
 
 async def _spawn(
-    serving: Serving, gateways: int, addresses: Sequence[tuple[str, int]], log_lock: int, heard: _Heard
+    forks: ForkServer,
+    serving: Serving,
+    gateways: int,
+    addresses: Sequence[tuple[str, int]],
+    log_lock: int,
+    heard: _Heard,
 ) -> _Further:
     with contextlib.ExitStack() as unless_started:
         listeners = [unless_started.enter_context(bind(host, port, shared=True)) for host, port in addresses]
@@ -344,12 +347,7 @@ async def _spawn(
         ours, theirs = socket_pair()
         unless_started.enter_context(ours)
         with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "seatrial_serving.gateway_process", str(theirs.fileno())),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=os.environ | FRUGAL,
-            )
+            process = await forks.fork(theirs)
         unless_started.pop_all()
     further = _Further(process, ours, heard)
     begin = control.Begin(serving=serving.model_dump_json(), gateways=gateways)

@@ -254,7 +254,7 @@ async def _execute(theirs: socket.socket) -> asyncio.subprocess.Process:
     )
 
 
-async def _reap(process: asyncio.subprocess.Process | Forked) -> int | None:
+async def _reap(process: asyncio.subprocess.Process | Forked) -> int:
     """Wait for a process that was told to end; a second later it is made to."""
     try:
         async with asyncio.timeout(1):
@@ -273,7 +273,5 @@ def named_error(kind: str, words: str) -> SeatrialError:
     return EngineFailed(f"{kind}: {words}")
 
 
-def how_ended(code: int | None) -> str:
-    if code is None:
-        return "nobody knows what"
+def how_ended(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"

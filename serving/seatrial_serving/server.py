@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from seatrial_serving.access.caller import Act
 from seatrial_serving.access.tls import listening
 from seatrial_serving.doors.http import Application, HttpServer, listen
 from seatrial_serving.doors.infer import Scope
+from seatrial_serving.fork_server import ForkServer
 from seatrial_serving.gateway import gateway, how_many
 from seatrial_serving.gateways import Gateways
 from seatrial_serving.sources import Source
@@ -45,13 +45,14 @@ async def serve(
     settings: Settings,
     *,
     ready: Callable[[Addresses], None],
-    stop: asyncio.Event | None = None,
+    engine_forks: ForkServer,
+    gateway_forks: ForkServer,
 ) -> None:
-    """Serve `sources` until SIGTERM, SIGINT or `stop`. `ready` is called once requests are taken.
+    """Serve `sources` until SIGTERM or SIGINT. `ready` is called once requests are taken.
 
     On SIGTERM readiness says no at once, requests are still taken for `serving.drain_s`, and those in flight are answered
     before the process ends. On SIGINT the waiting is left out. On SIGHUP every model is loaded again from where it
-    came. Raises what kept a source from being served at the start.
+    came. Raises what kept a source from being served at the start. Both `ForkServer` may have been started already.
     """
     serving = settings.serving
     count = how_many(serving, cores=cores())
@@ -69,8 +70,10 @@ async def serve(
             stack.callback(os.close, log_lock)
         own = await stack.enter_async_context(gateway(serving, gateways=count, log_lock=log_lock))
         plane, metrics = own.plane, own.plane.metrics
-        gateways = Gateways(plane, count=count)
-        supervisor = plane.repository = Supervisor(settings, plane, metrics, own.grpc.announce, gateways=gateways)
+        gateways = Gateways(plane, count=count, forks=gateway_forks)
+        supervisor = plane.repository = Supervisor(
+            settings, plane, metrics, own.grpc.announce, gateways=gateways, forks=engine_forks
+        )
         metrics.elsewhere = gateways.counted
         metrics.facts = lambda: replace(
             own.facts(),
@@ -85,7 +88,7 @@ async def serve(
         management = HttpServer(managing, serving.limits, guard=own.guard, tls=tls)
         exposition = _counted_first(gateways, make_asgi_app(own.registry))
         metrics_http = HttpServer(exposition, serving.limits, tls=tls if serving.tls.metrics else None)
-        stopping = stop or asyncio.Event()
+        stopping = asyncio.Event()
         signals = Signals(stopping, supervisor.reload)
         stack.callback(signals.remove)
 
@@ -106,12 +109,10 @@ async def serve(
         stack.callback(gateways.stop_soon)
         await _unless(stopping, supervisor.start(sources))
         if not stopping.is_set():
-            own.application.open_rest()
+            own.open_rest()
             if management_socket is not None:
                 managing.open_rest()
             await gateways.listen()
-        gc.collect()
-        gc.freeze()  # what there is now stays: to look through it again and again would stop everything for 50 ms each time
         ready(
             Addresses(
                 http=_address(http_socket),

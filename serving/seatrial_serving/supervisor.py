@@ -24,7 +24,7 @@ from seatrial_monitoring.metrics import AliasFacts, ServingMetrics
 from seatrial_monitoring.series import Swap
 from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.ensemble import Pipeline
-from seatrial_serving.fork_server import ForkServer
+from seatrial_serving.fork_server import ENGINES, ForkServer
 from seatrial_serving.gateways import Gateways
 from seatrial_serving.generation import Generation, Identity, Spawn
 from seatrial_serving.remote import EngineProcess
@@ -62,12 +62,13 @@ class Supervisor:
         changed: Callable[[], None],
         *,
         gateways: Gateways | None = None,
+        forks: ForkServer | None = None,
         free_bytes: Callable[[], int] = free_memory_bytes,
     ) -> None:
         self._settings, self._plane, self._metrics, self._changed = settings, plane, metrics, changed
         self._gateways = gateways or Gateways(plane)
         self._free_bytes = free_bytes
-        self._forks = ForkServer()
+        self._forks = forks or ForkServer(ENGINES)
         self._current: dict[Source, tuple[Target, Generation]] = {}
         self._wanted: dict[Source, Target] = {}
         self._default_sources: dict[str, Source] = {}
@@ -96,7 +97,7 @@ class Supervisor:
         repository, only if none of its models can be served.
         """
         self._plane.starting = True
-        await self._forks.start()
+        self._forks.start()
         refs = self._refs = list(dict.fromkeys(source for source in sources if isinstance(source, ModelRef)))
         ensembles = [source for source in sources if isinstance(source, OnDisk) and source.declares_ensemble]
         for source in sources:
@@ -150,7 +151,7 @@ class Supervisor:
         for generation in generations:
             self._gateways.remove(generation)
         await asyncio.gather(*(generation.drain() for generation in generations), *self._draining)
-        await self._forks.close()
+        self._forks.close()
 
     # The model repository, for callers who may
 

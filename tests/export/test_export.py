@@ -272,7 +272,7 @@ def halted(moment: str, settings: Settings, here: Path) -> Iterator[subprocess.P
 
 @pytest.mark.parametrize(
     ("moment", "reused"),
-    [("measuring", True), pytest.param("naming the bundle", False, marks=pytest.mark.slow)],
+    [pytest.param("measuring", True, marks=pytest.mark.slow), ("naming the bundle", False)],
 )  # fmt: skip
 def test_an_export_that_was_killed_leaves_nothing_half_and_the_next_call_takes_over(
     moment: str, reused: bool, version: ModelVersion, settings: Settings, registry: EmbeddedRegistry, tmp_path: Path

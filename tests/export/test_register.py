@@ -140,6 +140,7 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("factories")
 def test_a_factory_runs_only_when_it_is_trusted_and_never_in_this_process(settings: Settings) -> None:
     with pytest.raises(

@@ -181,7 +181,7 @@ promote(Promotion(name="onehot", version=version, by="killed", waivers={"quality
 @pytest.mark.parametrize(
     ("moment", "moved"),
     [
-        ("in the middle of the entry", False),
+        pytest.param("in the middle of the entry", False, marks=pytest.mark.slow),
         pytest.param("before the alias moved", False, marks=pytest.mark.slow),
         ("after the alias moved", True),
     ],
@@ -258,7 +258,15 @@ def test_the_commands_tell_people_and_scripts(
     assert "onehot@champion -> version 2" in seatrial("status").out
 
 
-@pytest.mark.parametrize("command", [["rollback", "onehot"], ["history", "onehot"], ["status"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["rollback", "onehot"],
+        pytest.param(["history", "onehot"], marks=pytest.mark.slow),
+        pytest.param(["status"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
 def test_what_is_typed_in_a_bad_moment_does_not_wait_for_torch(home: Path, command: list[str]) -> None:
     assert home.exists()
     asked = subprocess.run(

@@ -229,6 +229,7 @@ class Gated:
 
 def test_of_several_gateways_batches_the_oldest_is_first() -> None:
     engine, slots = Gated(), [channel.Slot.create(0) for _ in range(3)]
+    engine.gate.set()
     ours, theirs = zip(*(channel.socket_pair() for _ in range(3)), strict=True)
     others, asking = channel.socket_pair()
     for end, slot in zip(theirs[1:], slots[1:], strict=True):
@@ -241,12 +242,15 @@ def test_of_several_gateways_batches_the_oldest_is_first() -> None:
         parts = slots[number].place([(DataType.FP32, [np.full((1, 4), value, np.float32)], None)])
         ours[number].send(channel.encode(channel.Run(1, 0, "main", parts, sent=value)))
 
+    send(2, 0)  # the last one that it is given
+    assert ours[2].recv(channel.MAX_MESSAGE)
+    engine.gate.clear()
     send(0, 1)
-    until(lambda: engine.asked)
+    until(lambda: engine.asked == [0, 1])
     send(1, 4)
     send(2, 3)
     engine.gate.set()
-    until(lambda: engine.asked == [1, 3, 4])
+    until(lambda: engine.asked == [0, 1, 3, 4])
     for end in ours:
         assert isinstance(channel.decode_from_engine(end.recv(channel.MAX_MESSAGE)), channel.Ran)
     for end in reversed(ours):

@@ -14,9 +14,9 @@ import pytest
 
 from seatrial.bundle import Bundle
 from seatrial.errors import GoldenMismatch
-from seatrial_serving import channel
+from seatrial_serving import channel, fork_server
 from seatrial_serving.engine_process import NAME
-from seatrial_serving.fork_server import ForkServer
+from seatrial_serving.fork_server import ENGINES, ForkServer
 from seatrial_serving.remote import EngineProcess
 from tests.conditions import soon, until
 from tests.serving.conftest import load
@@ -31,21 +31,19 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 @asynccontextmanager
-async def fork_server() -> AsyncIterator[ForkServer]:
-    forks = ForkServer()
+async def starting() -> AsyncIterator[ForkServer]:
+    forks = ForkServer(ENGINES)
     yield forks
-    await forks.close()
+    forks.close()
 
 
 def server() -> psutil.Process:
-    [found] = [
-        child for child in psutil.Process().children() if "seatrial_serving.fork_server" in " ".join(child.cmdline())
-    ]
+    [found] = [child for child in psutil.Process().children() if child.name() == fork_server.NAME]
     return found
 
 
 async def test_an_engine_is_forked_without_what_is_not_its_own(bundle: Bundle) -> None:
-    async with fork_server() as forks:
+    async with starting() as forks:
         first = await EngineProcess.start(load(bundle.path, bundle.digest), forks=forks)
         second = await EngineProcess.start(load(bundle.path, bundle.digest), forks=forks)
         assert [child.name() for child in server().children()] == [NAME, NAME]
@@ -60,14 +58,14 @@ async def test_an_engine_is_forked_without_what_is_not_its_own(bundle: Bundle) -
 
 async def test_what_a_forked_engine_refuses_with_is_told(tmp_path: Path) -> None:
     bundle = LinearBundle(golden_scale=1.5).write(tmp_path)
-    async with fork_server() as forks:
+    async with starting() as forks:
         with pytest.raises(GoldenMismatch, match="golden request 0"):
             await EngineProcess.start(load(bundle.path, bundle.digest), forks=forks)
         assert not server().children()
 
 
 async def test_how_a_forked_process_ended_is_told() -> None:
-    async with fork_server() as forks:
+    async with starting() as forks:
         link, other = channel.socket_pair()
         with link, other:
             forked = await forks.fork(other)
@@ -77,7 +75,7 @@ async def test_how_a_forked_process_ended_is_told() -> None:
 
 
 async def test_engines_outlive_the_fork_server_and_the_next_one_comes_from_another(bundle: Bundle) -> None:
-    async with fork_server() as forks:
+    async with starting() as forks:
         engine = await EngineProcess.start(load(bundle.path, bundle.digest), forks=forks)
         before = server()
         before.kill()
@@ -115,11 +113,11 @@ GATEWAY = """
 import asyncio, sys
 from pathlib import Path
 import psutil
-from seatrial_serving.fork_server import ForkServer
+from seatrial_serving.fork_server import ENGINES, ForkServer
 from seatrial_serving.remote import EngineProcess
 from tests.serving.conftest import load
 async def main():
-    engine = await EngineProcess.start(load(Path(sys.argv[1])), forks=ForkServer())
+    engine = await EngineProcess.start(load(Path(sys.argv[1])), forks=ForkServer(ENGINES))
     print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
     await asyncio.Event().wait()
 asyncio.run(main())

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -296,10 +297,15 @@ def test_a_model_with_a_memory_has_it_in_one_gateway(tmp_path: Path) -> None:
         assert (server.total("seatrial_gateways"), server.total("seatrial_gateway_deaths_total")) == (1, 0)
 
 
-@pytest.mark.parametrize(("cores", "gateways"), [(1, 1), (2, 1), (7, 1), (8, 2), (13, 2), (14, 3)])
-def test_there_is_one_gateway_where_cores_are_few(cores: int, gateways: int) -> None:
+@pytest.mark.parametrize(("cores", "gateways"), [(1, 1), (2, 2), (7, 2), (8, 3), (13, 3), (14, 4)])
+def test_there_are_more_gateways_where_there_are_more_cores(cores: int, gateways: int) -> None:
     assert how_many(Serving(), cores=cores) == gateways
     assert how_many(Serving(gateways=5), cores=cores) == 5
+
+
+@pytest.mark.parametrize("shared", [{"cache_bytes": 1}, {"access": {"file": "keys.json"}}], ids=str)
+def test_there_is_one_gateway_where_callers_would_get_a_share_only(shared: dict[str, Any]) -> None:
+    assert how_many(Serving.model_validate(shared), cores=8) == 1
 
 
 # Ending
@@ -308,7 +314,7 @@ def test_there_is_one_gateway_where_cores_are_few(cores: int, gateways: int) -> 
 def test_nothing_survives_a_killed_server(tmp_path: Path) -> None:
     process = start(LinearBundle().write(tmp_path).path, place=tmp_path / "server", environment=TWO)
     children = psutil.Process(when_ready(process, tmp_path / "server").process.pid).children(recursive=True)
-    assert len(children) == 4, "a gateway, two engines, and what forks them"
+    assert len(children) == 5, "a gateway, two engines, and what forks each kind"
     process.kill()
     process.wait()
     until(lambda: all(gone(each) for each in children), within_s=1)

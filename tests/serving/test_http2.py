@@ -240,7 +240,7 @@ REQUESTS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(
     st.lists(st.lists(REQUESTS, min_size=1, max_size=5), min_size=1, max_size=5),
     st.sampled_from([1, 100, 65_535]),

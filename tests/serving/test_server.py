@@ -227,6 +227,7 @@ def test_a_swap_to_what_cannot_be_served_changes_nothing(settings: Settings, tmp
         until(lambda: ask(server).json()["model_version"] == good)
 
 
+@pytest.mark.slow
 def test_two_aliases_of_a_model_are_served_beside_each_other(settings: Settings, tmp_path: Path) -> None:
     registry = EmbeddedRegistry(settings)
     publish(registry, LinearBundle(version="1").write(tmp_path))

@@ -25,8 +25,15 @@ from tests.training.killed import CHANGES, RECIPE
 
 pytestmark = pytest.mark.xdist_group("training")
 
-FAST = ("in-the-third-epoch", "asked-to-end")
-SLOW = ("in-the-first-epoch", "before-the-program", "after-the-program", "before-the-version", "after-the-version")
+FAST = ("in-the-third-epoch",)
+SLOW = (
+    "asked-to-end",
+    "in-the-first-epoch",
+    "before-the-program",
+    "after-the-program",
+    "before-the-version",
+    "after-the-version",
+)
 KILLED, ENDED = "-9", "1"
 
 
@@ -83,6 +90,7 @@ def test_a_killed_training_is_finished_by_the_same_command(place: str, killed: P
     torch.testing.assert_close(answers, finished.trained.module(pixels), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["asked-to-end"])
 def test_a_training_that_is_asked_to_end_says_how_to_go_on(place: str, killed: Path) -> None:
     said = (killed / place / "said").read_text()

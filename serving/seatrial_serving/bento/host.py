@@ -60,7 +60,7 @@ class Host:
             settings=self._serving,
         )
         self._plane.install(generation, default=True)
-        self._v2.open_rest()
+        await self._v2.open_rest()
 
     async def close(self) -> None:
         for generation in list(self._plane.generations()):

@@ -2,7 +2,7 @@
 
 uvicorn with httptools reads headers of any size and waits for them for ever; `Connection` bounds both. Which application
 answers is decided here: the infer paths go straight to `InferDoor`, health is answered even while no model is loaded, and
-everything else goes to FastAPI, which is imported once the first model is ready.
+everything else goes to FastAPI, which is imported while the first requests are answered.
 
 Clients send the same head over and over. One that asks for an inference is parsed once; after that the same bytes mean the
 same, and `Connection` hands the body to `InferDoor` itself, with no parser, ASGI or task between.
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import sys
 from collections import deque
 from collections.abc import Iterator
 from functools import lru_cache
@@ -31,6 +32,8 @@ from seatrial_serving.doors.closings import Closings
 from seatrial_serving.doors.infer import JSON, LARGE, Ask, Headers, InferDoor, Scope, refusal
 
 SWEEP_S = 0.5
+YIELD_S = 0.0005
+"""How long an import keeps the interpreter from whoever waits for an answer."""
 END_OF_HEAD = b"\r\n\r\n"
 CLOSE = (b"connection", b"close")
 OPEN = frozenset(("/v2/health/live", "/v2/health/ready", "/livez", "/readyz", "/ping", "/health", "/docs"))
@@ -99,13 +102,26 @@ class Application:
         self._plane, self._acts = plane, acts
         self.infer = InferDoor(plane)
         self._rest: Any = None
+        self._opening: asyncio.Task[None] | None = None
         self._open = OPEN | {plane.settings.doors.health_route}
 
-    def open_rest(self) -> None:
-        """Import FastAPI and take every path from now on."""
-        from seatrial_serving.doors.rest import build
+    def open_rest(self) -> "asyncio.Task[None]":
+        """Take every path from now on. FastAPI is imported meanwhile; who needs it waits until the task is done."""
+        self._opening = asyncio.get_running_loop().create_task(self._open_rest())
+        return self._opening
 
-        self._rest = build(self._plane, self._acts)
+    async def _open_rest(self) -> None:
+        self._rest = await asyncio.to_thread(self._build_rest)
+
+    def _build_rest(self) -> Any:
+        usual_s = sys.getswitchinterval()
+        sys.setswitchinterval(YIELD_S)
+        try:
+            from seatrial_serving.doors.rest import build
+
+            return build(self._plane, self._acts)
+        finally:
+            sys.setswitchinterval(usual_s)
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         guard = self._plane.guard
@@ -124,7 +140,9 @@ class Application:
             await self.infer(scope, receive, send, model=model, version=version)
         elif (health := self._health(scope["path"])) is not None:
             await _respond(send, *health)
-        elif self._rest is not None:
+        elif self._opening is not None:
+            if self._rest is None:
+                await asyncio.shield(self._opening)
             await self._rest(scope, receive, send)
         else:
             await _respond(send, 503, b'{"error": "no model is loaded yet"}')
