@@ -221,3 +221,45 @@ def test_outputs_without_a_json_form_say_so() -> None:
     latin = Tensor("y", DataType.BYTES, np.array([b"\xff"], dtype=object))
     with pytest.raises(WrongInput, match="not UTF-8"):
         encode_answer([latin], model="m", version="1", request_id="", binary={"y": False})
+
+
+FORMS = (
+    '{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":[%s]}]}',
+    '{"inputs": [{"data": [%s], "datatype": "FP64", "shape": [4], "name": "data"}], "outputs": [{"name": "y"}]}',
+    '{"inputs":[{"name":"\\"data\\":[","shape":[2,2],"datatype":"FP32","data":[[%s]]}]}',
+    '{"parameters":{"data":"[1,2,3,4]"},"inputs":[{"name":"data","shape":[4],"datatype":"FP32","data":[%s]}]}',
+    '{"inputs":[{"name":"x","shape":[4],"datatype":"INT64","data":[%s]}]}',
+    '{"inputs":[{"name":"x","shape":[4],"datatype":"FP32","data":[9,9,9,9],"data":[%s]}]}',
+    '{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":}[%s]]}',  # no JSON
+    '{"id":"7","inputs":[{"name":"x","shape":[4],"datatype":"FP32","data":[%s]}]}',
+)
+NUMBERS = ("0", "-0.0", "1", " 2.5", "-1e-3", "0.1", "3e38", "4e38", "1e400", "9007199254740993", "1e999999")
+NO_NUMBERS = ("", "true", "null", '"1"', "NaN", "-Infinity", "01", ".5", "[1]", "{}", "1,1", "]")
+
+
+@given(st.sampled_from(FORMS), st.lists(st.sampled_from(NUMBERS + NO_NUMBERS), min_size=3, max_size=5))
+def test_json_of_a_form_that_came_before_is_read_as_if_it_had_not(form: str, numbers: list[str]) -> None:
+    def outcome(body: bytes | memoryview) -> Any:
+        try:
+            return decode_request(body)
+        except SeatrialError as error:
+            return repr(error)
+
+    for each in FORMS:
+        outcome((each % "1,2,3,4").encode())
+    body = (form % ",".join(numbers)).encode()
+    known, unknown = outcome(body), outcome(memoryview(body))
+    if isinstance(known, str) or isinstance(unknown, str):
+        assert known == unknown
+    else:
+        assert known[1:4] == unknown[1:4]
+        assert all(map(same, known.inputs, unknown.inputs))
+
+
+def test_json_with_one_flat_list_of_floats_has_a_layout_however_its_numbers_differ() -> None:
+    bodies = [(FORMS[0] % numbers).encode() for numbers in ("1,2,3,4", "5.5, -6,7e1,8")]
+    first, second = map(decode_request, bodies)
+    assert first.layout is second.layout is not None
+    assert second.inputs[0].array.tolist() == [[5.5, -6, 70, 8]]
+    others = [FORMS[2], FORMS[4], FORMS[5], FORMS[7]]
+    assert not any(decode_request((form % "1,2,3,4").encode()).layout for form in others)
