@@ -233,11 +233,15 @@ FORMS = (
     '{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":}[%s]]}',  # no JSON
     '{"id":"7","inputs":[{"name":"x","shape":[4],"datatype":"FP32","data":[%s]}]}',
 )
-NUMBERS = ("0", "-0.0", "1", " 2.5", "-1e-3", "0.1", "3e38", "4e38", "1e400", "9007199254740993", "1e999999")
-NO_NUMBERS = ("", "true", "null", '"1"', "NaN", "-Infinity", "01", ".5", "[1]", "{}", "1,1", "]")
+NUMBERS = ("0", "-0.0", "1", " 2.5", "-1e-3", "0.1", "3e38", "9007199254740993")
+NO_NUMBERS = ("4e38", "1e400", "", "true", "null", '"1"', "NaN", "-Infinity", "01", ".5", "[1]", "{}", "1,1", "]")
 
 
-@given(st.sampled_from(FORMS), st.lists(st.sampled_from(NUMBERS + NO_NUMBERS), min_size=3, max_size=5))
+@given(
+    st.sampled_from(FORMS),
+    st.lists(st.sampled_from(NUMBERS), min_size=4, max_size=4)
+    | st.lists(st.sampled_from(NUMBERS + NO_NUMBERS), min_size=3, max_size=5),
+)
 def test_json_of_a_form_that_came_before_is_read_as_if_it_had_not(form: str, numbers: list[str]) -> None:
     def outcome(body: bytes | memoryview) -> Any:
         try:
