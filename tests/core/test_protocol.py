@@ -267,3 +267,5 @@ def test_json_with_one_flat_list_of_floats_has_a_layout_however_its_numbers_diff
     assert second.inputs[0].array.tolist() == [[5.5, -6, 70, 8]]
     others = [FORMS[2], FORMS[4], FORMS[5], FORMS[7]]
     assert not any(decode_request((form % "1,2,3,4").encode()).layout for form in others)
+    with pytest.raises(NonFinite):
+        decode_request((FORMS[0] % "1,2,3,4e38").encode())
