@@ -21,6 +21,7 @@ import tritonclient.grpc as triton_grpc
 
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Serving, Settings
+from seatrial_serving import fork_server
 from seatrial_serving.gateway import how_many
 from tests.conditions import until
 from tests.registries import publish
@@ -208,10 +209,13 @@ def test_a_killed_gateway_is_back_and_nobody_else_has_noticed(server: Server) ->
     first, further = pids(server)
     with client_of(server, further) as theirs:
         theirs.infer()
-    before = server.total("seatrial_requests_total", outcome="ok")
+    before, deaths = (
+        server.total("seatrial_requests_total", outcome="ok"),
+        server.total("seatrial_gateway_deaths_total"),
+    )
     with load(server, first):
         psutil.Process(further).kill()
-        until(lambda: server.total("seatrial_gateway_deaths_total") == 1)
+        until(lambda: server.total("seatrial_gateway_deaths_total") == deaths + 1)
         assert server.total("seatrial_requests_total", outcome="ok") > before
         until(server.gateways)
     [again] = [gateway.pid for gateway in server.gateways()]
@@ -229,6 +233,19 @@ def test_killed_engines_under_load_are_back_in_all_gateways_and_no_client_saw_an
             server.engines()[0].send_signal(signal.SIGKILL)
             until(lambda n=kills: server.total("seatrial_engine_deaths_total") == before + n)  # type: ignore[misc] # n
         until(lambda: server.total("seatrial_engines", model="linear") == 2)
+
+
+def test_what_forks_gateways_and_engines_may_be_killed_too(server: Server) -> None:
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    forks = [child for child in children if child.name() == fork_server.NAME]
+    for process in forks:
+        process.kill()
+    assert len(forks) == 2
+    assert set(psutil.Process(server.process.pid).children(recursive=True)) >= set(children) - set(forks), (
+        "orphans are adopted"
+    )
+    test_a_killed_gateway_is_back_and_nobody_else_has_noticed(server)
+    test_killed_engines_under_load_are_back_in_all_gateways_and_no_client_saw_an_error(server)
 
 
 def test_an_engine_that_hangs_for_a_further_gateway_is_killed(server: Server) -> None:
