@@ -221,9 +221,10 @@ class Serving(_Group):
     """A port of its own for loading and unloading models over REST, which then answers nowhere else, gRPC included. It
     says what there is, too, and infers nothing. By default REST's port does both."""
     gateways: int | None = Field(default=None, ge=1, le=64)
-    """Processes that hold client connections and share the ports of REST and gRPC. By default two, and one more for every six
-    cores beyond two, which was not measured on more than two cores; one on one core, where `access.file` is set or
-    `cache_bytes` is not 0, and where a model is stateful."""
+    """Processes that hold client connections and share the ports of REST and gRPC. By default, once a model is served of which a
+    row takes less than half a millisecond: two, and one more for every six cores beyond two, which was not measured on more
+    than two cores. Else one, and on one core, where `access.file` is set or `cache_bytes` is not 0, and where a model is
+    stateful."""
     drain_s: float = Field(default=5.0, ge=0)
     """After SIGTERM: how long requests are still accepted, so that load balancers can notice that we are not ready."""
     latency_budget_ms: float = Field(default=100.0, gt=0)

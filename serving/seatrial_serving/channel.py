@@ -58,6 +58,8 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """There is a second session, on all cores."""
     state_bytes: int | None = None
     """What one sequence takes; None where the model has no memory."""
+    row_s: float = 0.0
+    """How long a row takes at best on the CPU, alone in a batch; 0 where it runs elsewhere."""
 
 
 class Unfit(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @click.option(
     "--tuned/--no-tuned", default=None, help="As `seatrial tune` advises, if it did on such a machine.  [default: no]"
 )
-@click.option("--gateways", type=int, help="Processes that share the ports.  [default: 2 on 2 to 7 cores]")
+@click.option(
+    "--gateways", type=int, help="Processes that share the ports.  [default: 1, or 2 and more for small models]"
+)
 @click.option("--request-log/--no-request-log", default=None, help="One JSON line a request.  [default: on]")
 @json_option
 def serve(

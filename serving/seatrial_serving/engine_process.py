@@ -72,11 +72,11 @@ def _load(start: Start, gateway: socket.socket) -> Engines:
     open_narrow = partial(_open, path, start, threads=start.threads, wide=False)
     # An engine's own threads inherit the priority of the one that opens it, and could never raise it again.
     narrow, golden = _at_leisure(open_narrow) if start.gently and start.threads == 1 else open_narrow()
-    wide = narrow
-    if narrow.on_cpu and start.wide_threads > start.threads and fastest_s(narrow) > WORTH_ALL_CORES_S:
+    wide, row_s = narrow, fastest_s(narrow) if narrow.on_cpu else 0.0
+    if start.wide_threads > start.threads and row_s > WORTH_ALL_CORES_S:
         wide, _ = _open(path, start, threads=start.wide_threads, wide=True)
-    ready = Ready(dict(narrow.graphs), golden, time.monotonic() - began, wide is not narrow, state_bytes(narrow))
-    gateway.send(encode(ready))
+    took_s = time.monotonic() - began
+    gateway.send(encode(Ready(dict(narrow.graphs), golden, took_s, wide is not narrow, state_bytes(narrow), row_s)))
     return narrow, wide
 
 

@@ -1,4 +1,4 @@
-"""All gateways of a server as one: that of this process, and further ones in processes of their own.
+"""All gateways of a server as one: that of this process, and further ones in processes of their own, where they are needed.
 
 Each further gateway holds connections, queues and counters of its own, on the same ports: the system gives it its part of the
 connections. It serves what this one serves, with the same engines, and does as it is told. One that dies is replaced, and
@@ -34,6 +34,7 @@ from seatrial_serving.workers import Worker
 
 COUNT_S = 1.0
 """How long a scrape waits for a gateway; of one that does not answer, what it said last is taken."""
+BRIEF_S = 0.0005
 SETTLE_S = 60.0
 """How long a gateway may take over what it is told, its start included."""
 
@@ -43,8 +44,12 @@ log = logging.getLogger(__name__)
 class Gateways:
     """Everything that becomes known or changes is told to all of them, in the same order. Without `start`, there is one."""
 
-    def __init__(self, plane: DataPlane, *, count: int = 1, forks: ForkServer | None = None) -> None:
-        self._plane, self._count = plane, count
+    def __init__(
+        self, plane: DataPlane, *, count: int = 1, at_need: bool = False, forks: ForkServer | None = None
+    ) -> None:
+        """There are `count` of them; `at_need`, not before a model is served that one of them cannot keep busy."""
+        self._plane, self._count, self._at_need = plane, count, at_need
+        self._starting: asyncio.Task[None] | None = None
         self._forks = forks or ForkServer(GATEWAYS)
         self._others: list[_Further] = []
         self._keeping: list[asyncio.Task[None]] = []
@@ -73,12 +78,19 @@ class Gateways:
     # Their processes
 
     async def start(self, serving: Serving, listeners: Sequence[socket.socket], *, log_lock: int) -> None:
-        """Start the further ones, to share the ports of `listeners`. Raises `OSError`."""
+        """Start the further ones, to share the ports of `listeners`, unless they are not needed yet."""
         addresses = [each.getsockname()[:2] for each in listeners]
         self._spawn = partial(_spawn, self._forks, serving, self._count, addresses, log_lock)
-        for _ in range(self._count - 1):
-            keeping = self._keep(await self._bring_up())
-            self._keeping.append(asyncio.get_running_loop().create_task(keeping))
+        if not self._at_need:
+            await self._bring_up_all()
+
+    async def _bring_up_all(self) -> None:
+        try:
+            for _ in range(self._count - 1):
+                keeping = self._keep(await self._bring_up())
+                self._keeping.append(asyncio.get_running_loop().create_task(keeping))
+        except (OSError, SeatrialError) as error:
+            log.error("further gateways cannot be started, so %d must do: %s", self.running, error)
 
     async def listen(self) -> None:
         """Let them take connections, and return when they do."""
@@ -87,6 +99,7 @@ class Gateways:
 
     def alone(self) -> None:
         """End the further ones for good, in the background."""
+        self._at_need = False
         if self._others:
             log.warning("a model with a memory is served, which takes one gateway: the others end")
             self.stop_soon()
@@ -99,7 +112,7 @@ class Gateways:
 
     def stop_soon(self) -> None:
         """Tell the further ones to answer what they have in hand, and to end."""
-        for task in self._keeping:
+        for task in (*self._keeping, *filter(None, [self._starting])):
             task.cancel()
         others, self._others = self._others, []
         for each in others:
@@ -186,9 +199,13 @@ class Gateways:
             for each in self._others:
                 self._introduce(each, generation)
         self._tell(control.Install(self._numbers[generation], dict(self._plane.installed())[generation]))
+        if self._at_need and self._starting is None and _is_brief(generation):
+            self._starting = asyncio.get_running_loop().create_task(self._bring_up_all())
 
     async def settle(self) -> None:
-        """Return when the further ones have done what they were told."""
+        """Return when the further ones have done what they were told, and those that are needed are there."""
+        if self._starting is not None:
+            await asyncio.wait([self._starting])
         await self._all(control.Settle())
 
     def remove(self, generation: Generation) -> None:
@@ -302,6 +319,11 @@ class Gateways:
     def _workers(self) -> Iterator[Worker]:
         for generation in self._numbers:
             yield from list(generation.workers)
+
+
+def _is_brief(generation: Generation) -> bool:
+    """Whether its engines are done with a row sooner than one gateway gives them the next."""
+    return any(isinstance(worker, EngineProcess) and worker.ready.row_s < BRIEF_S for worker in generation.workers)
 
 
 class _Further:

@@ -70,7 +70,7 @@ async def serve(
             stack.callback(os.close, log_lock)
         own = await stack.enter_async_context(gateway(serving, gateways=count, log_lock=log_lock))
         plane, metrics = own.plane, own.plane.metrics
-        gateways = Gateways(plane, count=count, forks=gateway_forks)
+        gateways = Gateways(plane, count=count, at_need=serving.gateways is None, forks=gateway_forks)
         supervisor = plane.repository = Supervisor(
             settings, plane, metrics, own.grpc.announce, gateways=gateways, forks=engine_forks
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,18 @@ def everything_onnx(path: Path) -> Path:
         [helper.make_node("Identity", [f"in_{name}"], [f"out_{name}"]) for name in types],
         [helper.make_tensor_value_info(f"in_{name}", kind, ["batch", 2]) for name, kind in types.items()],
         [helper.make_tensor_value_info(f"out_{name}", kind, ["batch", 2]) for name, kind in types.items()],
+    )
+
+
+def laborious_onnx(path: Path) -> Path:
+    """y = x W^16, of 1,024 columns: a row takes a core a millisecond and more."""
+    names = ["x", *(f"x{n}" for n in range(1, 16)), "y"]
+    return save(
+        path,
+        [helper.make_node("MatMul", [given, "W"], [made]) for given, made in pairwise(names)],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1024])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1024])],
+        constants={"W": np.eye(1024, dtype=np.float32)},
     )
 
 

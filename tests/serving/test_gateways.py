@@ -19,6 +19,7 @@ import psutil
 import pytest
 import tritonclient.grpc as triton_grpc
 
+from seatrial.machine import cores as cores_here
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Serving, Settings
 from seatrial_serving import fork_server
@@ -26,7 +27,7 @@ from seatrial_serving.gateway import how_many
 from tests.conditions import until
 from tests.registries import publish
 from tests.servers import Server, serving, start, when_ready
-from tests.serving.models import LinearBundle, linear, write_purse
+from tests.serving.models import LinearBundle, laborious_onnx, linear, write_purse
 
 X = [[1.0, 2.0, 3.0, 4.0]]
 BODY = json.dumps({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": X}]})
@@ -323,6 +324,22 @@ def test_there_are_more_gateways_where_there_are_more_cores(cores: int, gateways
 @pytest.mark.parametrize("shared", [{"cache_bytes": 1}, {"access": {"file": "keys.json"}}], ids=str)
 def test_there_is_one_gateway_where_callers_would_get_a_share_only(shared: dict[str, Any]) -> None:
     assert how_many(Serving.model_validate(shared), cores=8) == 1
+
+
+def test_there_are_several_once_a_model_is_served_whose_rows_are_computed_sooner_than_one_can_bring_them(
+    tmp_path: Path,
+) -> None:
+    laborious, brief = laborious_onnx(tmp_path / "laborious.onnx"), LinearBundle().write(tmp_path).path
+    left_alone = ("env", "-u", "SEATRIAL_SERVING__GATEWAYS")
+    with serving(laborious, place=tmp_path / "one", under=left_alone) as server:
+        assert server.gateways() == []
+        assert server.total("seatrial_gateways") == 1
+    with serving(laborious, brief, place=tmp_path / "several", under=left_alone) as server:
+        assert len(server.gateways()) == how_many(Serving(), cores=cores_here()) - 1
+        assert server.total("seatrial_gateways") == how_many(Serving(), cores=cores_here())
+        for pid in (server.process.pid, *(each.pid for each in server.gateways())):
+            with client_of(server, pid) as client:
+                assert client.infer() == linear(X)[0].tolist()
 
 
 # Ending
