@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from seatrial.protocol import InferRequest, Tensor, encode_request
 from seatrial.tensors import DataType
 from seatrial_serving.doors.calls import PREFIX
-from seatrial_serving.doors.http2 import (
+from seatrial_serving.doors.http2_frames import (
     DATA,
     END_HEADERS,
     END_STREAM,

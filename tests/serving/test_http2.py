@@ -19,7 +19,8 @@ from seatrial.settings import Limits
 from seatrial_monitoring.series import Closing
 from seatrial_serving.doors.calls import BEGINNING, FINE
 from seatrial_serving.doors.http import listen
-from seatrial_serving.doors.http2 import (
+from seatrial_serving.doors.http2 import LARGEST_FRAME, LINGER_S, MOST_IDLE_FRAMES, Connection
+from seatrial_serving.doors.http2_frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -27,9 +28,6 @@ from seatrial_serving.doors.http2 import (
     FRAME,
     GOAWAY,
     HEADERS,
-    LARGEST_FRAME,
-    LINGER_S,
-    MOST_IDLE_FRAMES,
     PADDED,
     PING,
     PREFACE,
@@ -38,15 +36,12 @@ from seatrial_serving.doors.http2 import (
     PUSH_PROMISE,
     RST_STREAM,
     SETTINGS,
-    WINDOW,
     WINDOW_UPDATE,
-    Connection,
     Fault,
-    Headers,
-    MalformedHead,
-    Stream,
     frame,
 )
+from seatrial_serving.doors.http2_heads import Headers, MalformedHead
+from seatrial_serving.doors.http2_stream import WINDOW, Stream
 from tests.conditions import soon
 
 LIMITS = Limits(body_bytes=400_000, header_bytes=4096, receive_s=5, idle_s=60)

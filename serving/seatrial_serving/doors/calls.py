@@ -18,7 +18,8 @@ from seatrial.errors import MalformedRequest, SeatrialError, TooLarge
 from seatrial_serving.access.caller import CALLER, Caller
 from seatrial_serving.access.guard import Guard, credential
 from seatrial_serving.doors.compression import FORMATS, IDENTITY, compress, expand
-from seatrial_serving.doors.http2 import WINDOW, Headers, MalformedHead, Stream
+from seatrial_serving.doors.http2_heads import Headers, MalformedHead
+from seatrial_serving.doors.http2_stream import WINDOW, Stream
 from seatrial_serving.doors.status import Code, grpc_code
 
 PREFIX = struct.Struct(">BL")

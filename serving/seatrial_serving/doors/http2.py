@@ -1,212 +1,55 @@
-"""HTTP/2, the server's side: frames, header blocks, flow control, and bounds on what a client can make us do.
+"""HTTP/2, the server's side: a connection, its flow control, and bounds on what a client can make us do.
 
-Knows nothing of gRPC. What the headers of a request mean is decided by `Service.read_head`, what becomes of its body by
-the `Request` that `Service.accept` makes for its stream. Sources: RFC 9113 (HTTP/2), RFC 7541 (HPACK).
-
-A client sends the same header block over and over. As long as decoding changes nothing in the compression state, the
-same bytes mean the same, and are read once.
+Knows nothing of gRPC: what a request means, and its answer, is the `Service`'s. Source: RFC 9113.
 """
 
 import asyncio
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
-from enum import IntEnum
-from typing import Generic, Protocol, TypeVar
-
-from hpack import Decoder, HPACKError, OversizedHeaderListError
+from collections.abc import Callable
+from typing import Generic
 
 from seatrial.settings import Limits
 from seatrial_monitoring.series import Closing
 from seatrial_serving.access.tls import subjects
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-FRAME = struct.Struct(">BHBBL")
-SETTING = struct.Struct(">HL")
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
-END_STREAM = ACK = 0x1
-END_HEADERS, PADDED, PRIORITISED = 0x4, 0x8, 0x20
-MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 3, 4, 5, 6
-LARGEST_WINDOW = 2**31 - 1
+from seatrial_serving.doors.http2_frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    FRAME,
+    GOAWAY,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    LARGEST_WINDOW,
+    MAX_CONCURRENT_STREAMS,
+    MAX_FRAME_SIZE,
+    MAX_HEADER_LIST_SIZE,
+    PADDED,
+    PING,
+    PREFACE,
+    PRIORITISED,
+    PRIORITY,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTING,
+    SETTINGS,
+    WINDOW_UPDATE,
+    ConnectionFault,
+    Fault,
+    frame,
+    unpadded,
+)
+from seatrial_serving.doors.http2_heads import H, Heads, MalformedHead
+from seatrial_serving.doors.http2_stream import WINDOW, Service, Stream
 
 MOST_STREAMS = 1024
-WINDOW = 65_535
-"""Bytes of a body that a client may send before it is told to go on; with `MOST_STREAMS` this bounds what is buffered."""
 LARGEST_FRAME = 65_536
-MOST_HEADS, LONGEST_HEAD = 64, 4096
-"""Bounds of what is remembered."""
 LINGER_S = 1.0
 """How long a client is given to close a connection that we have ended."""
-PATIENCE = 4
-"""A header block of so many times the limit ends the connection; a smaller one is the service's to refuse."""
 MOST_IDLE_FRAMES = MOST_STREAMS
 """Frames between two sweeps that carry no request forward (pings, resets, empty data): more of them is an attack."""
-
-
-class Fault(IntEnum):
-    """RFC 9113, section 7."""
-
-    NO_ERROR = 0
-    PROTOCOL_ERROR = 1
-    FLOW_CONTROL_ERROR = 3
-    STREAM_CLOSED = 5
-    FRAME_SIZE_ERROR = 6
-    REFUSED_STREAM = 7
-    CANCEL = 8
-    COMPRESSION_ERROR = 9
-    ENHANCE_YOUR_CALM = 11
-
-
-class ConnectionFault(Exception):
-    """The client broke the protocol in a way that ends its connection."""
-
-    def __init__(self, code: Fault, words: str) -> None:
-        super().__init__(words)
-        self.code = code
-
-
-class MalformedHead(Exception):
-    """The headers are no request: its stream is reset."""
-
-
-Headers = Sequence[tuple[bytes, bytes]]
-H = TypeVar("H")
-
-
-class Request(Protocol):
-    """What becomes of a stream. All is called on the event loop; `left` comes last, if it comes."""
-
-    def received(self, data: bytes, *, last: bool) -> None: ...
-
-    def stop(self) -> None:
-        """The server stops: what was asked is answered, and nothing more is taken."""
-
-    def left(self) -> None:
-        """The client reset the stream or went away before its answer was complete."""
-
-    def too_slow(self) -> None:
-        """The client has taken longer than `limits.receive_s` over its request."""
-
-
-class Service(Protocol[H]):
-    def read_head(self, headers: Headers) -> H:
-        """Raises `MalformedHead`."""
-
-    def accept(self, stream: "Stream[H]", head: H) -> Request: ...
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    size = len(payload)
-    return FRAME.pack(size >> 16, size & 0xFFFF, kind, flags, stream) + payload
-
-
-class Stream(Generic[H]):
-    """One request and its answer, on a connection."""
-
-    __slots__ = (
-        *("connection", "id", "request", "began", "receiving", "sending"),
-        *("credit", "promised", "window", "_unsent", "_trailers", "_writable"),
-    )
-
-    def __init__(self, connection: "Connection[H]", number: int, *, window: int, began: float) -> None:
-        self.connection, self.id = connection, number
-        self.request: Request
-        self.began = began
-        self.receiving = self.sending = True
-        self.credit = WINDOW
-        """Bytes that the client may still send."""
-        self.promised = 0
-        """Bytes beyond `WINDOW` that it was allowed to send."""
-        self.window = window
-        """Bytes that we may send; negative where the client has made its window smaller meanwhile."""
-        self._unsent: deque[memoryview] = deque()
-        self._trailers: bytes | None = None
-        self._writable: asyncio.Future[None] | None = None
-
-    def send(self, *, headers: bytes = b"", data: bytes = b"", trailers: bytes | None = None) -> None:
-        """Send header block, data and closing header block, each if given; what flow control holds back goes later, in order.
-
-        Nothing is sent on a stream that has ended.
-        """
-        if not self.sending:
-            return
-        connection = self.connection
-        parts = [frame(HEADERS, END_HEADERS, self.id, headers)] if headers else []
-        size = len(data)
-        if self._unsent or size > min(self.window, connection.window, connection.largest_frame):
-            connection.write(b"".join(parts))
-            if data:
-                self._unsent.append(memoryview(data))
-            self._trailers = trailers
-            self.pump()
-            return
-        if data:
-            parts.append(frame(DATA, 0, self.id, data))
-            self.window -= size
-            connection.window -= size
-        if trailers is not None:
-            parts.append(frame(HEADERS, END_HEADERS | END_STREAM, self.id, trailers))
-        connection.write(b"".join(parts))
-        if trailers is not None:
-            self._sent()
-
-    def pump(self) -> None:
-        """Send what waits, as far as flow control allows now."""
-        connection = self.connection
-        while self._unsent and (room := min(self.window, connection.window, connection.largest_frame)) > 0:
-            head, tail = self._unsent[0][:room], self._unsent[0][room:]
-            connection.write(frame(DATA, 0, self.id, bytes(head)))
-            self.window -= len(head)
-            connection.window -= len(head)
-            if tail:
-                self._unsent[0] = tail
-            else:
-                self._unsent.popleft()
-        if self._unsent:
-            connection.blocked[self.id] = self
-            return
-        connection.blocked.pop(self.id, None)
-        self._wake()
-        if self._trailers is not None:
-            connection.write(frame(HEADERS, END_HEADERS | END_STREAM, self.id, self._trailers))
-            self._sent()
-
-    async def writable(self) -> None:
-        """Return once nothing is held back, or the stream has ended."""
-        if self._unsent and self.sending:
-            self._writable = asyncio.get_running_loop().create_future()
-            await self._writable
-
-    def allow(self, size: int) -> None:
-        """Let the client send `size` bytes more: so many have been used up."""
-        self.credit += size
-        self.connection.allow(self.id, size)
-
-    def expect(self, size: int) -> None:
-        """Let the client send `size` bytes beyond `WINDOW`; large bodies wait for each other."""
-        self.connection.promise(self, size)
-
-    def reset(self, code: Fault) -> None:
-        """End the stream both ways, at once."""
-        if self.sending:
-            self.connection.write(frame(RST_STREAM, 0, self.id, code.to_bytes(4, "big")))
-            self.end()
-
-    def end(self) -> None:
-        self.receiving = self.sending = False
-        self._unsent.clear()
-        self._wake()
-        self.connection.forget(self)
-
-    def _sent(self) -> None:
-        if self.receiving:  # the rest of the request is of no interest
-            self.reset(Fault.NO_ERROR)
-        else:
-            self.end()
-
-    def _wake(self) -> None:
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
 
 
 class Connection(asyncio.Protocol, Generic[H]):
@@ -231,8 +74,7 @@ class Connection(asyncio.Protocol, Generic[H]):
         self._greeted = self._going = self._closed = False
         self._since = self._loop.time()
         """When the connection last had nothing to do, or the frame began that is still incomplete."""
-        self._decoder = Decoder(max_header_list_size=PATIENCE * limits.header_bytes)
-        self._heads: dict[bytes, H] = {}
+        self._heads = Heads(service.read_head, limits.header_bytes)
         self._block: tuple[int, int, bytearray] | None = None
         """A header block that goes on in the next frame: its stream, flags and bytes so far."""
         self._streams: dict[int, Stream[H]] = {}
@@ -442,7 +284,7 @@ class Connection(asyncio.Protocol, Generic[H]):
             self._break(stream, Fault.FLOW_CONTROL_ERROR)
             return
         if flags & PADDED:
-            payload = _unpadded(payload)
+            payload = unpadded(payload)
         last = bool(flags & END_STREAM)
         if not payload and not last:
             self._idle()
@@ -452,7 +294,7 @@ class Connection(asyncio.Protocol, Generic[H]):
 
     def _headers(self, flags: int, number: int, payload: bytes) -> None:
         if flags & PADDED:
-            payload = _unpadded(payload)
+            payload = unpadded(payload)
         if flags & PRIORITISED:
             payload = payload[5:]
         if flags & END_HEADERS:
@@ -467,7 +309,7 @@ class Connection(asyncio.Protocol, Generic[H]):
         self._idle()
         _, first_flags, block = self._block
         block += payload
-        if len(block) > PATIENCE * self._limits.header_bytes:
+        if len(block) > self._heads.longest:
             raise ConnectionFault(Fault.ENHANCE_YOUR_CALM, f"a header block of more than {len(block)} bytes")
         if flags & END_HEADERS:
             self._block = None
@@ -479,7 +321,7 @@ class Connection(asyncio.Protocol, Generic[H]):
         if number > self._last:
             self._open_stream(number, block, last=bool(flags & END_STREAM))
             return
-        self._decode(block)  # trailers mean nothing to us, but the state of the compression must keep step
+        self._heads.decode(block)  # trailers mean nothing to us, but the state of the compression must keep step
         stream = self._streams.get(number)
         if stream is None or not stream.receiving:
             self._on_closed(number, stream)
@@ -493,7 +335,7 @@ class Connection(asyncio.Protocol, Generic[H]):
         self._last = number
         stream = Stream(self, number, window=self._stream_window, began=self._loop.time())
         try:
-            head = self._heads.get(block) or self._read_head(block)
+            head = self._heads[block]
         except MalformedHead:
             self._idle()
             stream.reset(Fault.PROTOCOL_ERROR)
@@ -507,28 +349,6 @@ class Connection(asyncio.Protocol, Generic[H]):
         stream.request = self._service.accept(stream, head)
         if last:
             stream.request.received(b"", last=True)
-
-    def _read_head(self, block: bytes) -> H:
-        entries = self._decoder.header_table.dynamic_entries
-        before = len(entries), entries[0] if entries else None
-        headers = self._decode(block)
-        unchanged = len(entries) == before[0] and (not entries or entries[0] is before[1])
-        if not unchanged:
-            self._heads.clear()
-        head = self._service.read_head(headers)
-        if unchanged and len(block) <= LONGEST_HEAD:
-            if len(self._heads) >= MOST_HEADS:
-                del self._heads[next(iter(self._heads))]
-            self._heads[block] = head
-        return head
-
-    def _decode(self, block: bytes) -> Headers:
-        try:
-            return self._decoder.decode(block, raw=True)  # type: ignore[return-value] # raw: bytes, not str
-        except OversizedHeaderListError as error:
-            raise ConnectionFault(Fault.ENHANCE_YOUR_CALM, str(error)) from error
-        except HPACKError as error:
-            raise ConnectionFault(Fault.COMPRESSION_ERROR, f"the header block cannot be read: {error}") from error
 
     def _rst_stream(self, flags: int, number: int, payload: bytes) -> None:  # noqa: ARG002
         if len(payload) != 4:
@@ -629,9 +449,3 @@ class Connection(asyncio.Protocol, Generic[H]):
             self._transport.write_eof()
         else:
             self._transport.close()  # TLS says its own goodbye
-
-
-def _unpadded(payload: bytes) -> bytes:
-    if not payload or payload[0] >= len(payload):
-        raise ConnectionFault(Fault.PROTOCOL_ERROR, "more padding than there is frame")
-    return payload[1 : len(payload) - payload[0]]
