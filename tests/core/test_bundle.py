@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from seatrial.files import _exchange, sweep
 from seatrial.machine import this_machine
 from seatrial.protocol import InferRequest, Tensor
 from seatrial.tensors import DataType, DynamicAxis, Signature, TensorSpec
+from tests.disks import small_disk
 
 CORE = Path(__file__).parent.parent.parent / "core"
 
@@ -208,26 +208,13 @@ def test_evidence_is_replaced_without_touching_the_content(bundle: Bundle) -> No
         bundle.evidence()
 
 
-def test_a_full_disk_leaves_nothing_behind(draft: Draft, tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_leaves_nothing_behind(draft: Draft, tmp_path: Path) -> None:
     big = tmp_path / "big.onnx"
     big.write_bytes(b"\0" * 4 * 2**20)
-    with pytest.raises(DiskFull, match="no space left"):
-        write_bundle(replace(draft, files={"model.onnx": big}), small_disk / "store")
-    assert list((small_disk / "store").iterdir()) == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one MiB, which takes root to mount."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=False)
-    if mounted.returncode:
-        pytest.skip("mounting a small tmpfs takes root")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
+    with small_disk(tmp_path / "small", kib=1024) as disk:
+        with pytest.raises(DiskFull, match="no space left"):
+            write_bundle(replace(draft, files={"model.onnx": big}), disk / "store")
+        assert list((disk / "store").iterdir()) == []
 
 
 KILLED_WRITER = """

@@ -31,6 +31,7 @@ from seatrial_export.samples import write_arrays
 from seatrial_serving.engines.proof import prove
 from tests.commands import Typed, type_seatrial
 from tests.conditions import until
+from tests.disks import small_disk
 from tests.export.models import some_rows
 from tests.serving.engine_bundles import linear_program
 from tests.serving.models import linear_onnx
@@ -328,11 +329,10 @@ def test_an_export_that_fails_says_so_in_its_run_and_leaves_the_bundle_that_was_
 def test_a_full_disk_is_told_with_what_to_do_and_nothing_is_kept(
     version: ModelVersion, settings: Settings, registry: EmbeddedRegistry
 ) -> None:
-    with (
-        small_disk(settings.bundles, kib=12),
-        pytest.raises(DiskFull, match=r"no space left .*run the same command again"),
-    ):
-        export(Request(ref=REF, candidates=(FLOAT,)), settings)
+    with small_disk(settings.bundles, kib=12) as store:
+        with pytest.raises(DiskFull, match=r"no space left .*run the same command again"):
+            export(Request(ref=REF, candidates=(FLOAT,)), settings)
+        assert list(store.iterdir()) == []
     with pytest.raises(NotInRegistry, match="has no bundle"):
         bundle_digest(registry.resolve(REF), target=TARGET)
     [run] = registry.client.search_runs([registry.experiment("seatrial/export")])
@@ -340,22 +340,6 @@ def test_a_full_disk_is_told_with_what_to_do_and_nothing_is_kept(
     exported = export(Request(ref=REF, candidates=(FLOAT,)), settings)
     assert exported.report.model == str(version)
     assert [path.name for path in settings.bundles.iterdir()] == [exported.bundles[TARGET].path.name]
-
-
-@contextmanager
-def small_disk(place: Path, *, kib: int) -> Iterator[None]:
-    """A file system of its own at `place`, of so many KiB; it must hold nothing but what was left there when done."""
-    place.mkdir(parents=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"mounting a file system takes rights that this process has not: {mounted.stderr.strip()}")
-    try:
-        yield
-        assert list(place.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 # Other targets

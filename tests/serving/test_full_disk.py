@@ -1,8 +1,5 @@
 """A disk without room: what is served goes on, what was half written is never used, and it mends itself when there is room."""
 
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import pytest
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
 from tests.conditions import until
+from tests.disks import small_disk
 from tests.registries import publish
 from tests.servers import Server, serving
 from tests.serving.models import LinearBundle, linear
@@ -24,18 +22,6 @@ SIZE_KIB = 128
 def ask(server: Server, *, scale: float) -> None:
     answer = httpx.post(server.url("/v2/models/linear/infer"), json=BODY).json()
     assert answer["outputs"][0]["data"] == linear(X, scale=scale)[0].tolist()
-
-
-@contextmanager
-def small_disk(place: Path) -> Iterator[Path]:
-    place.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_KIB}k", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small tmpfs takes root")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def fill(disk: Path) -> Path:
@@ -54,7 +40,7 @@ def test_a_bundle_that_does_not_fit_is_fetched_when_there_is_room_and_the_old_on
     publish(registry, LinearBundle(version="1").write(tmp_path))
     fast = {"SEATRIAL_REGISTRY__POLL_S": "0.1", "SEATRIAL_SERVING__ENGINES__COUNT": "1"}
     with (
-        small_disk(settings.bundles) as store,
+        small_disk(settings.bundles, kib=SIZE_KIB) as store,
         serving("linear@champion", place=tmp_path / "server", environment=fast, within_s=150) as server,
     ):
         fetched = {path for path in store.iterdir() if path.name.startswith("sha256")}
@@ -75,7 +61,7 @@ def test_a_bundle_that_does_not_fit_is_fetched_when_there_is_room_and_the_old_on
 def test_a_log_that_cannot_be_written_costs_no_request_and_is_written_later(tmp_path: Path) -> None:
     bundle = LinearBundle().write(tmp_path)
     with (
-        small_disk(tmp_path / "disk") as disk,
+        small_disk(tmp_path / "disk", kib=SIZE_KIB) as disk,
         serving(bundle.path, place=disk, environment={"SEATRIAL_SERVING__ENGINES__COUNT": "1"}) as server,
     ):
         ask(server, scale=1)
