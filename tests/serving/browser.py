@@ -1,4 +1,7 @@
-"""A page in a real browser: Chromium, told what to do over the pipe of its DevTools protocol."""
+"""A page in a real browser, Chromium: as its script has made it, or told what to do over the pipe of the DevTools protocol.
+
+What needs it is skipped where there is none.
+"""
 
 import json
 import os
@@ -12,7 +15,7 @@ from typing import IO, Any
 
 import pytest
 
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe")
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu")
 
 
 class Page:
@@ -45,16 +48,19 @@ class Page:
         return json.loads(text)
 
 
+def shown(url: str, place: Path) -> str:
+    """The document, once its script has nothing more to do."""
+    command = [*chromium(place), "--virtual-time-budget=5000", "--dump-dom", url]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
 @contextmanager
 def page(url: str, place: Path) -> Iterator[Page]:
-    """Skips where there is no Chromium."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
+    browser = [*chromium(place), "--remote-debugging-pipe"]
     (theirs_in, orders), (answers, theirs_out) = os.pipe(), os.pipe()
     command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
     process = subprocess.Popen(
-        ["bash", "-c", command, chromium, *FLAGS, f"--user-data-dir={place}"],
+        ["bash", "-c", command, *browser],
         pass_fds=[theirs_in, theirs_out], stderr=subprocess.DEVNULL,
     )  # fmt: skip
     for descriptor in (theirs_in, theirs_out):
@@ -65,3 +71,11 @@ def page(url: str, place: Path) -> Iterator[Page]:
         finally:
             process.terminate()
             process.wait(30)
+
+
+def chromium(place: Path) -> list[str]:
+    """The command, for a profile in `place`."""
+    found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("chromium is not installed")
+    return [found, *FLAGS, f"--user-data-dir={place}"]

@@ -29,6 +29,7 @@ from seatrial_serving.doors import openapi
 from seatrial_serving.doors.http import EVERY_ACT
 from seatrial_serving.doors.rest import build
 from tests.servers import Server, serving
+from tests.serving.browser import shown
 from tests.serving.models import EncoderBundle, LinearBundle, echo_onnx, everything_onnx, gather_onnx, pair_onnx
 from tests.serving.scripted import IDENTITY, ScriptedEngine, generation
 
@@ -293,18 +294,12 @@ def test_the_page_runs_its_own_script_and_style_and_reaches_nobody_else(server: 
 
 
 def test_in_a_browser_names_from_a_bundle_are_text(server: Server, tmp_path: Path) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000"]
-    shown = subprocess.run(
-        [chromium, *flags, "--dump-dom", server.url("/docs")], capture_output=True, text=True, check=True, timeout=120
-    ).stdout
-    assert "<title>Seatrial: what can be asked here</title>" in shown
-    assert shown.count("<h2>") == len(MODELS) + 1
-    assert "<img" not in shown
-    assert "&lt;img src=x onerror=" in shown
-    assert "&lt;b&gt;a&lt;/b&gt;" in shown
+    page = shown(server.url("/docs"), tmp_path)
+    assert "<title>Seatrial: what can be asked here</title>" in page
+    assert page.count("<h2>") == len(MODELS) + 1
+    assert "<img" not in page
+    assert "&lt;img src=x onerror=" in page
+    assert "&lt;b&gt;a&lt;/b&gt;" in page
 
 
 # Last, because it takes a model away
