@@ -321,7 +321,7 @@ class Connection(asyncio.Protocol, Generic[H]):
         if number > self._last:
             self._open_stream(number, block, last=bool(flags & END_STREAM))
             return
-        self._heads.decode(block)  # trailers mean nothing to us, but the state of the compression must keep step
+        self._heads.pass_over(block)  # trailers mean nothing to us
         stream = self._streams.get(number)
         if stream is None or not stream.receiving:
             self._on_closed(number, stream)

@@ -37,12 +37,7 @@ class Heads(dict[bytes, H]):
         self._decoder = Decoder(max_header_list_size=self.longest)
 
     def __missing__(self, block: bytes) -> H:
-        entries = self._decoder.header_table.dynamic_entries
-        before = len(entries), entries[0] if entries else None
-        headers = self.decode(block)
-        unchanged = len(entries) == before[0] and (not entries or entries[0] is before[1])
-        if not unchanged:
-            self.clear()
+        headers, unchanged = self._decode(block)
         head = self._read(headers)
         if unchanged and len(block) <= LONGEST_HEAD:
             if len(self) >= MOST_HEADS:
@@ -50,10 +45,22 @@ class Heads(dict[bytes, H]):
             self[block] = head
         return head
 
-    def decode(self, block: bytes) -> Headers:
+    def pass_over(self, block: bytes) -> None:
+        """What `block` says is of no interest, but those after it may refer to it."""
+        self._decode(block)
+
+    def _decode(self, block: bytes) -> tuple[Headers, bool]:
+        """What it says, and whether the compression state is as before; where it is not, nothing is remembered any more."""
+        table = self._decoder.header_table
+        entries = table.dynamic_entries
+        size, count, first = table.maxsize, len(entries), entries[0] if entries else None
         try:
-            return self._decoder.decode(block, raw=True)  # type: ignore[return-value] # raw: bytes, not str
+            headers = self._decoder.decode(block, raw=True)
         except OversizedHeaderListError as error:
             raise ConnectionFault(Fault.ENHANCE_YOUR_CALM, str(error)) from error
         except HPACKError as error:
             raise ConnectionFault(Fault.COMPRESSION_ERROR, f"the header block cannot be read: {error}") from error
+        unchanged = table.maxsize == size and len(entries) == count and (not entries or entries[0] is first)
+        if not unchanged:
+            self.clear()
+        return headers, unchanged  # type: ignore[return-value] # raw: bytes, not str
