@@ -204,7 +204,7 @@ def test_whoever_ends_it_early_gets_the_best_so_far_and_evidence_of_the_same_dig
 ) -> None:
     recording = tmp_path / "requests.jsonl"
     recording.write_text(f"{line(at=0)}\n{line(2, at=1)}\n")
-    command = [sys.executable, "-m", "seatrial", "tune", str(bundle.path), "--p99-ms", "1000", "--minutes", "0.5"]
+    command = [sys.executable, "-m", "seatrial", "tune", str(bundle.path), "--p99-ms", "1000", "--minutes", "5"]
     command += ["--json", "--traffic", str(recording), "--page", str(tmp_path / "page.html")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tuning:
         assert tuning.stderr is not None
