@@ -221,7 +221,7 @@ def test_cifar10_that_is_absent_says_which_columns_to_make(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_the_real_cifar10() -> None:
     real = load_dataset("cifar10", real_data("cifar10-train.parquet"))
-    assert [len(split) for split in (real.train, real.validation, real.test)] == [45_000, 5_000, 10_000]
+    assert [len(split) for split in (real.train, real.validation, real.test)] == [47_500, 2_500, 10_000]
     assert all(
         set(np.bincount(split.labels)) == {len(split) // 10} for split in (real.train, real.validation, real.test)
     )
