@@ -254,6 +254,7 @@ class Generation:
     # What workers report
 
     def answered(self, worker: Worker, batch: Batch, outputs: Sequence[Outputs], compute_s: float) -> None:  # noqa: ARG002
+        self._dispatch()  # first of all: the engine waits
         for waiting, answer in zip(batch.requests, outputs, strict=True):
             waiting.deliver(answer)
         self._compute_s += 0.1 * (compute_s - self._compute_s)
@@ -414,6 +415,10 @@ class Generation:
         graph = requests[0].graph
         longest = max(waiting.length for waiting in requests) if self.graphs[graph].padding else 0
         batch = Batch(requests=requests, rows=rows, sent=now, graph=graph, longest=longest)
+        for each in self._workers:
+            if each.wide:
+                for held in each.held:
+                    held.alone = False  # it has company now
         if worker.wide:
             batch.alone = not self._queue and not any(each.held for each in self._workers)
             batch.wide = batch.alone and self._breadth.choose(batch.size_bytes)

@@ -52,7 +52,7 @@ class Batch:
     longest: int = 0
     """How long its rows are, with padding; 0 where requests of different lengths share no batch."""
     alone: bool = False
-    """Nothing else was being computed when it was sent."""
+    """Nothing else was being computed when it was sent, nor has been since."""
     wide: bool = False
     """It runs on all cores."""
     slot: int = -1
