@@ -4,13 +4,12 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from dataclasses import dataclass, field
 from statistics import median
 
 from benchmarks.bench import PORTS, Bench
 from benchmarks.intervals import Interval, Promise, promises, ratio
-from benchmarks.started import READY_S, started
+from benchmarks.started import started
 from benchmarks.tables import table
 
 MB = 10**6
@@ -46,7 +45,7 @@ def measure(bench: Bench) -> str:
         for name, command in servers.items():
             with started(*command, *PORTS) as running:
                 found[name].seconds.append(running.ready_s)
-                _ask_everybody(running.addresses["http"])
+                running.settle()
                 found[name].resident.append(running.resident_bytes)
                 found[name].own.append(running.own_bytes)
             bench.progress.advance(task)
@@ -70,14 +69,6 @@ def _promises(found: dict[str, _Found]) -> list[Promise]:
         Promise("PSS with one gateway <= 220 MB", Interval.of(own), at_most=220),
         Promise("PSS of a further gateway <= 70 MB", Interval.of(further), at_most=70),
     ]
-
-
-def _ask_everybody(http: str) -> None:
-    """For what is not the hot path: some of it is imported after a server is ready, and its memory counts too. So many
-    connections come to every gateway."""
-    for _ in range(16):
-        with urllib.request.urlopen(f"http://{http}/v2", timeout=READY_S) as answer:
-            answer.read()
 
 
 def _seconds(*arguments: str) -> float:

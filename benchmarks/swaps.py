@@ -70,6 +70,7 @@ def _measure(bench: Bench, settings: Settings, rates: dict[str, float]) -> str:
         httpx.Client(base_url=f"http://{running.addresses['http']}", timeout=30) as http,
     ):
         server = Subject(running=running, settings=settings, http=http)
+        running.settle()
         before, turns = server.own_bytes(), list[Turn]()
         with (
             load(_plan(running, "rest", rate=rates["rest"])) as rest,
