@@ -1,9 +1,20 @@
+import ctypes
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from seatrial_serving.fork_server import ADOPT_ORPHANS
 from seatrial_serving.workers import Load
+
+
+@pytest.fixture(autouse=True)
+def _no_orphans_here() -> Iterator[None]:
+    """A process with a fork server adopts orphans for good: a test after it would take those of its own killed servers for
+    children."""
+    yield
+    ctypes.CDLL(None).prctl(ADOPT_ORPHANS, 0, 0, 0, 0)
 
 
 @pytest.fixture

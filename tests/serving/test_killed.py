@@ -1,6 +1,8 @@
 """`kill -9` of anything at every stage of a swap: callers get right answers, and what was wanted comes about."""
 
+import fcntl
 import json
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +26,7 @@ X = [[1.0, 2.0, 3.0, 4.0]]
 BODY = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": X}]}
 INFER, LOAD = "/v2/models/linear/infer", "/v2/repository/models/linear/load"
 MANAGED = {"SEATRIAL_SERVING__REPOSITORY_CONTROL": "true"}
+F_SETSIG = 10
 GONE_S = 10.0
 """A second, where nothing else runs; an engine that is still importing has to come to it first."""
 
@@ -55,15 +58,27 @@ class Served:
         assert answer["outputs"][0]["data"] == linear(X, scale=version)[0].tolist()
         return version
 
-    def new_engines(self, old: list[psutil.Process]) -> list[psutil.Process]:
-        """Those of the generation that is being started, the second of them held up until it is told to go on."""
-        until(lambda: len(self.server.engines()) == len(old) + 2)
-        new = [engine for engine in self.server.engines() if engine not in old]
-        new[1].suspend()
-        return new
+    def load_half(self) -> tuple["Future[int]", psutil.Process, psutil.Process]:
+        """Load what is wished for, and the two engines of it: the second is held up until it is told to go on."""
+        old = self.server.engines()
+        with kept_shut(self.place / "model.onnx"):
+            loading = self.load()
+            until(lambda: len(self.server.engines()) == len(old) + 2)
+            first, held = (engine for engine in self.server.engines() if engine not in old)
+            held.suspend()
+        return loading, first, held
 
     def settled(self, count: int = 2) -> bool:
         return len(self.server.engines()) == self.server.total("seatrial_engines") == count
+
+
+@contextmanager
+def kept_shut(file: Path) -> Iterator[None]:
+    """Whoever opens `file` waits until the block ends: it has a lease, fcntl(2)."""
+    with file.open("rb") as leased:
+        fcntl.fcntl(leased, F_SETSIG, signal.SIGURG)  # which nobody heeds; the usual one would end us
+        fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield
 
 
 @contextmanager
@@ -102,8 +117,7 @@ def ready(engine: psutil.Process, like: psutil.Process) -> bool:
 def test_a_new_engine_killed_while_it_starts_fails_the_swap_and_nobody_else(one: Served) -> None:
     version, old = one.ask(), one.server.engines()
     one.wish(version + 1)
-    loading = one.load()
-    [_, held] = one.new_engines(old)
+    loading, _, held = one.load_half()
     assert one.ask() == version
     held.kill()
     assert loading.result() == 500
@@ -117,8 +131,7 @@ def test_a_new_engine_killed_while_it_starts_fails_the_swap_and_nobody_else(one:
 def test_a_new_engine_killed_when_it_was_verified_is_replaced(one: Served) -> None:
     version, old = one.ask(), one.server.engines()
     one.wish(version + 1)
-    loading = one.load()
-    [first, held] = one.new_engines(old)
+    loading, first, held = one.load_half()
     until(lambda: ready(first, old[0]))
     first.kill()
     assert one.ask() == version
@@ -136,8 +149,7 @@ def test_a_new_engine_killed_when_it_was_verified_is_replaced(one: Served) -> No
 def test_an_old_engine_killed_while_its_successor_starts_costs_nobody_an_answer(one: Served) -> None:
     version, old = one.ask(), one.server.engines()
     one.wish(version + 1)
-    loading = one.load()
-    [_, held] = one.new_engines(old)
+    loading, _, held = one.load_half()
     old[0].kill()
     assert {one.ask() for _ in range(20)} == {version}
     held.resume()
@@ -191,9 +203,9 @@ def test_a_request_whose_body_comes_across_a_swap_is_answered_by_the_new_version
 
 
 def in_mid_swap(running: Served) -> list[psutil.Process]:
-    """The new engines are up and are being loaded."""
-    running.load()
-    until(lambda: len(running.server.engines()) == 4)
+    """The new engines are up, and one of them is being loaded."""
+    _, _, held = running.load_half()
+    held.resume()
     return running.server.engines()
 
 
