@@ -254,7 +254,11 @@ async def _caller(plan: Plan, sent: Sequence[bytes]) -> AsyncIterator[Call]:
         status = await connection.ask(sent[number % len(sent)])
         return {httpx.codes.OK: OK, _LOST: "connection lost"}.get(status, str(status))
 
-    yield call
+    try:
+        yield call
+    except BaseException:
+        connection.drop()
+        raise
     await connection.close()
 
 
@@ -325,6 +329,10 @@ class _Connection(asyncio.Protocol):
     async def close(self) -> None:
         self._transport.close()
         await self._lost.wait()  # TLS ends with a word of the other side's
+
+    def drop(self) -> None:
+        """Close without a word. An event loop whose connections are left open may never end."""
+        self._transport.abort()
 
     def ask(self, request: bytes) -> "asyncio.Future[int]":
         """The status of the answer; `_LOST` where the connection broke."""

@@ -74,6 +74,14 @@ async def test_a_header_block_that_comes_again_is_not_read_again() -> None:
 
 
 @pytest.mark.anyio
+async def test_padding_takes_nothing_from_what_a_body_may_have() -> None:
+    async with running() as server, connect(server) as client:
+        padded = Asked(body=b"p" * 1000, pad=200)
+        await client.ask(padded, chunk=202)
+        check(padded)
+
+
+@pytest.mark.anyio
 async def test_bodies_larger_than_the_window_arrive_one_after_the_other() -> None:
     async with running() as server, connect(server) as client:
         large = [Asked(body=bytes([number]) * 300_000) for number in range(4)]

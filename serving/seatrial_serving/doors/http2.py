@@ -290,6 +290,8 @@ class Connection(asyncio.Protocol, Generic[H]):
             self._idle()
         if last:
             stream.receiving = False
+        elif size > len(payload):
+            stream.allow(size - len(payload))  # padding counts, RFC 9113 section 6.9.1, and is used up at once
         stream.request.received(payload, last=last)
 
     def _headers(self, flags: int, number: int, payload: bytes) -> None:
