@@ -1,11 +1,16 @@
-"""Disks without room."""
+"""Disks without room, and files that keep their readers waiting."""
 
+import fcntl
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+F_SETSIG = 10
+"""fcntl(2)"""
 
 
 @contextmanager
@@ -20,3 +25,12 @@ def small_disk(place: Path, *, kib: int) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@contextmanager
+def kept_shut(file: Path) -> Iterator[None]:
+    """Whoever opens `file` waits until the block ends, or for 45 s: it has a lease, fcntl(2)."""
+    with file.open("rb") as leased:
+        fcntl.fcntl(leased, F_SETSIG, signal.SIGURG)  # which nobody heeds; the usual one would end us
+        fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield

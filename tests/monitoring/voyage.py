@@ -32,6 +32,7 @@ from seatrial_monitoring.objectives import Objectives
 from seatrial_monitoring.series import Outcome
 from seatrial_monitoring.written import RULES_PATH, watching
 from tests.conditions import until
+from tests.disks import kept_shut
 from tests.monitoring.prometheus import Prometheus, scraping
 from tests.registries import publish
 from tests.servers import Server
@@ -56,6 +57,16 @@ SURROUNDINGS = {
     "SEATRIAL_SERVING__LIMITS__REQUEST_S": "2",
 }
 
+MUST_FIRE = {
+    ("SeatrialAvailabilityBurn", "page", "1h/5m"),
+    ("SeatrialAvailabilityBurn", "page", "6h/30m"),
+    ("SeatrialAvailabilityBurn", "ticket", "1d/2h"),
+    ("SeatrialAvailabilityBurn", "ticket", "3d/6h"),
+    ("SeatrialRequestQuarantined", "ticket", ""),
+    ("SeatrialRequestLogLosing", "ticket", ""),
+}
+"""Name, severity and windows of the alerts that are to fire in the end."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Voyage:
@@ -64,12 +75,14 @@ class Voyage:
     server: Server
     prometheus: Prometheus
     registry: EmbeddedRegistry
+    home: Path
     place: Path
     client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=20))
     sent: Counter[Outcome] = field(default_factory=Counter)
     """How the requests for the linear model ended, as their callers saw it."""
+    killed: int = 0
+    """Engines."""
     firing_while_idle: set[tuple[str, ...]] = field(default_factory=set)
-    firing: set[tuple[str, ...]] = field(default_factory=set)
     idle: float = 0.0
     sailed: float = 0.0
     landed: float = 0.0
@@ -91,8 +104,7 @@ class Voyage:
         self.swap()
         self.lose_the_registry()
         self.lose_the_log_s_reader()
-        until(lambda: len(self.prometheus.firing()) >= 4)
-        self.firing = self.prometheus.firing()
+        until(lambda: self.prometheus.firing() >= MUST_FIRE)
         self.landed = time.time()
 
     def idled(self) -> float:
@@ -106,10 +118,9 @@ class Voyage:
         """What lies on this disk is started first, so the engine for the registry's model is the younger one."""
         return max(self.server.engines(), key=lambda process: float(process.create_time()))
 
-    def replacement_of(self, killed: psutil.Process) -> psutil.Process:
+    def await_replacement_of(self, killed: psutil.Process) -> None:
         """A killed process is still listed until the kernel has ended it."""
         until(lambda: killed not in (now := self.server.engines()) and len(now) == 2)
-        return self.linear_engine()
 
     # What happens
 
@@ -170,19 +181,19 @@ class Voyage:
 
     def kill_an_engine(self) -> None:
         """In the middle of a batch, whose request is given up at the first death."""
-        engine = self.linear_engine()
+        [model] = (self.home / "bundles").glob("*/model.onnx")
         while self.sent[Outcome.SERVER_ERROR] == 0:
-            with ThreadPoolExecutor(1) as caller:
+            engine = self.linear_engine()
+            with kept_shut(model), ThreadPoolExecutor(1) as caller:  # its replacement has to wait
                 asking = threading.Event()
                 asked = caller.submit(self.ask_until, asking)
                 until(lambda engine=engine: stopped_in_a_batch(engine))  # type: ignore[misc]
                 engine.kill()
+                self.killed += 1
                 asking.set()
                 asked.result()
-            engine = self.replacement_of(engine)
-        engine.suspend()  # until Prometheus has seen that it was missing
-        until(lambda: self.seen("seatrial_ready") == 0)
-        engine.resume()
+                until(lambda: self.seen("seatrial_ready") == 0)
+            self.await_replacement_of(engine)
         until(lambda: self.seen("seatrial_ready") == 1)
 
     def swap(self) -> None:
@@ -281,7 +292,7 @@ def voyage(home: Path, place: Path) -> Iterator[Voyage]:
         rules = place / "rules.yaml"
         rules.write_text(watching(Objectives())[RULES_PATH])
         with scraping(server.metrics_address, rules, place / "prometheus") as prometheus:
-            sailing = Voyage(server=server, prometheus=prometheus, registry=registry, place=place)
+            sailing = Voyage(server=server, prometheus=prometheus, registry=registry, home=home, place=place)
             with sailing.client:
                 yield sailing
     finally:

@@ -1,8 +1,6 @@
 """`kill -9` of anything at every stage of a swap: callers get right answers, and what was wanted comes about."""
 
-import fcntl
 import json
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +16,7 @@ import pytest
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
 from tests.conditions import until
+from tests.disks import kept_shut
 from tests.registries import publish
 from tests.servers import Server, serving, start, when_ready
 from tests.serving.models import LinearBundle, linear
@@ -26,7 +25,6 @@ X = [[1.0, 2.0, 3.0, 4.0]]
 BODY = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": X}]}
 INFER, LOAD = "/v2/models/linear/infer", "/v2/repository/models/linear/load"
 MANAGED = {"SEATRIAL_SERVING__REPOSITORY_CONTROL": "true"}
-F_SETSIG = 10
 GONE_S = 10.0
 """A second, where nothing else runs; an engine that is still importing has to come to it first."""
 
@@ -70,15 +68,6 @@ class Served:
 
     def settled(self, count: int = 2) -> bool:
         return len(self.server.engines()) == self.server.total("seatrial_engines") == count
-
-
-@contextmanager
-def kept_shut(file: Path) -> Iterator[None]:
-    """Whoever opens `file` waits until the block ends: it has a lease, fcntl(2)."""
-    with file.open("rb") as leased:
-        fcntl.fcntl(leased, F_SETSIG, signal.SIGURG)  # which nobody heeds; the usual one would end us
-        fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        yield
 
 
 @contextmanager
