@@ -97,9 +97,10 @@ def take_half_out(module: "nn.Module", example: "Inputs") -> None:
 
 def _kept_whole(module: "nn.Module") -> list["nn.Module"]:
     """The outputs, which are the classes; of a Transformer all but the hidden layers of its feed-forward parts."""
+    from seatrial_models.bert import Bert
     from seatrial_models.transformer import TextTransformer
 
-    if isinstance(module, TextTransformer):
+    if isinstance(module, TextTransformer | Bert):
         hidden = [name for name, _ in module.named_modules() if name.endswith("feed_forward.0")]
         return [each for name, each in module.named_modules() if _has_channels(each) and name not in hidden]
     return [each for name, each in module.named_modules() if name == "output"]

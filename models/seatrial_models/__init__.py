@@ -8,6 +8,7 @@ from torch import nn
 from seatrial.errors import InvalidRecipe
 from seatrial.spelling import did_you_mean
 from seatrial_models.architecture import Architecture
+from seatrial_models.bert import BERT
 from seatrial_models.lenet import LENET5
 from seatrial_models.mlp import PERCEPTRON
 from seatrial_models.resnet import RESNET18
@@ -15,7 +16,7 @@ from seatrial_models.resnet9 import RESNET9
 from seatrial_models.transformer import TEXT_TRANSFORMER
 
 ARCHITECTURES: Mapping[str, Architecture[Any]] = {
-    each.name: each for each in (PERCEPTRON, LENET5, RESNET9, RESNET18, TEXT_TRANSFORMER)
+    each.name: each for each in (PERCEPTRON, LENET5, RESNET9, RESNET18, TEXT_TRANSFORMER, BERT)
 }
 """All of them. Adding one here enrols it in the shared contract tests."""
 

@@ -86,7 +86,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: TextTransformerConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width)
-        self.attention = SelfAttention(config)
+        self.attention = SelfAttention(config.width, heads=config.heads, dropout=config.dropout)
         self.norm2 = nn.LayerNorm(config.width)
         self.feed_forward = nn.Sequential(
             nn.Linear(config.width, config.feed_forward), nn.GELU(), nn.Linear(config.feed_forward, config.width)
@@ -102,14 +102,14 @@ class EncoderLayer(nn.Module):
 class SelfAttention(nn.Module):
     """Scaled dot-product attention of several heads (sections 3.2.1 and 3.2.2)."""
 
-    def __init__(self, config: TextTransformerConfig) -> None:
+    def __init__(self, width: int, *, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads = config.heads
-        self.dropout = config.dropout
-        self.query = nn.Linear(config.width, config.width)
-        self.key = nn.Linear(config.width, config.width)
-        self.value = nn.Linear(config.width, config.width)
-        self.output = nn.Linear(config.width, config.width)
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
 
     def forward(self, x_BTD: Tensor, bias_B11T: Tensor) -> Tensor:
         q_BHTE, k_BHTE, v_BHTE = (self._split(f(x_BTD)) for f in (self.query, self.key, self.value))

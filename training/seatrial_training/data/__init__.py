@@ -71,6 +71,7 @@ class Dataset:
 DATASETS: Mapping[str, str] = {
     "cifar10": "seatrial_training.data.cifar10",
     "clinc150": "seatrial_training.data.clinc150",
+    "clinc150-wordpiece": "seatrial_training.data.clinc150_wordpiece",
     "digits": "seatrial_training.data.digits",
 }
 """Each name with the module whose `load(settings)` makes it."""

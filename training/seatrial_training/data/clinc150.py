@@ -43,18 +43,24 @@ def load(settings: Settings) -> Dataset:
 
 def from_json(content: bytes, *, vocabulary: int) -> Dataset:
     """The data set of this file, with its own split. `vocabulary` is the most pieces that the tokenizer may have."""
+    texts = [text for text, _ in json.loads(content)["train"]]
+    tokenizer = trained_tokenizer(texts, vocabulary=vocabulary, max_tokens=MAX_TOKENS)
+    return tokenized(content, tokenizer, name="clinc150", about=ABOUT)
+
+
+def tokenized(content: bytes, tokenizer: str, *, name: str, about: About) -> Dataset:
+    """The data set of this file, with its own split, in the pieces of `tokenizer`."""
     parts: dict[str, list[Row]] = json.loads(content)
-    tokenizer = trained_tokenizer([text for text, _ in parts["train"]], vocabulary=vocabulary, max_tokens=MAX_TOKENS)
     intents = sorted({intent for _, intent in parts["train"]})
-    train, validation, test = (_split(parts[name], intents, tokenizer) for name in ("train", "val", "test"))
+    train, validation, test = (_split(parts[part], intents, tokenizer) for part in ("train", "val", "test"))
     return Dataset(
-        name="clinc150",
+        name=name,
         train=train,
         validation=validation,
         test=test,
         labels=tuple(intents),
         digest=hashlib.sha256(b"clinc150 1" + content + tokenizer.encode()).hexdigest(),
-        about=ABOUT,
+        about=about,
         tokenizer=tokenizer,
     )
 

@@ -29,6 +29,15 @@ def trained_tokenizer(texts: Iterable[str], *, vocabulary: int, max_tokens: int)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     special = [PADDING, UNKNOWN]
     tokenizer.train_from_iterator(texts, BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False))
+    return _bounded(tokenizer, max_tokens)
+
+
+def published_tokenizer(content: str, *, max_tokens: int) -> str:
+    """The JSON of the tokenizer that `content` is the JSON of, but for where it cuts and how it pads."""
+    return _bounded(Tokenizer.from_str(content), max_tokens)
+
+
+def _bounded(tokenizer: Tokenizer, max_tokens: int) -> str:
     tokenizer.enable_truncation(max_length=max_tokens)
     tokenizer.enable_padding(pad_id=PADDING_ID, pad_token=PADDING)
     return str(tokenizer.to_str())
