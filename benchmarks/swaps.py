@@ -1,9 +1,10 @@
 """Alias swaps and killed engines under open-loop load, at half of what the server can do.
 
-The registry is a real one, and the alias is moved by the promotion API: gates, ledger, alias. A round is a steady time, four
-swaps and one `kill -9` of an engine; fifty rounds make 200 swaps and 50 kills. REST and gRPC are asked at the same time, each
-at a quarter of what it reached alone in a closed loop with the same client. A swap counts from the alias's move until the
-server answers with the other version and the old engines have gone; the gates before it are in neither time.
+The registry is a real one. Its alias is moved as a promotion moves it, without the gates: on a loaded machine they take ten
+seconds each time, and they are no part of a swap. A round is a steady time, four swaps and one `kill -9` of an engine; fifty
+rounds make 200 swaps and 50 kills. REST and gRPC are asked at the same time, each at a quarter of what it reached alone in a
+closed loop with the same client. A swap counts from the alias's move until the server answers with the other version and the
+old engines have gone.
 """
 
 import tempfile
@@ -23,13 +24,14 @@ from benchmarks.open_loop import Asked, load
 from benchmarks.rounds import Lost
 from benchmarks.started import Running, started
 from benchmarks.tables import table
+from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
-from seatrial_promotion.promote import Promotion, promote
 from seatrial_serving.bench import Plan, Protocol
 from seatrial_serving.bench import bench as closed_loop
 from seatrial_serving.engine_process import NAME as ENGINE
 from tests.digits import ExportedDigits
 
+ALIAS = "champion"
 SWAPS, KILLS = 4, 1
 """In a round."""
 SHARE = 0.5
@@ -57,19 +59,20 @@ class Turn:
 def measure(bench: Bench) -> str:
     with tempfile.TemporaryDirectory(prefix="seatrial-swaps-") as place:
         settings = ExportedDigits(home=bench.models.digits_home).copy(Path(place) / "home").settings
-        _promote(VERSIONS[0], settings)
+        registry = EmbeddedRegistry(settings)
+        _move(registry, VERSIONS[0])
         rates = _half(settings, bench.seconds)
-        return _measure(bench, settings, rates)
+        return _measure(bench, registry, _home(settings), rates)
 
 
-def _measure(bench: Bench, settings: Settings, rates: dict[str, float]) -> str:
+def _measure(bench: Bench, registry: EmbeddedRegistry, home: dict[str, str], rates: dict[str, float]) -> str:
     task = bench.progress.add_task("swaps", total=bench.rounds)
     queue = {"SEATRIAL_SERVING__BATCHING__MAX_QUEUE": str(max(1024, round(QUEUE_S * sum(rates.values()))))}
     with (
-        started("seatrial", "serve", f"{DIGITS}@champion", *PORTS, environment=_home(settings) | queue) as running,
+        started("seatrial", "serve", f"{DIGITS}@{ALIAS}", *PORTS, environment=home | queue) as running,
         httpx.Client(base_url=f"http://{running.addresses['http']}", timeout=30) as http,
     ):
-        server = Subject(running=running, settings=settings, http=http)
+        server = Subject(running=running, registry=registry, http=http)
         running.settle()
         before, turns = server.own_bytes(), list[Turn]()
         with (
@@ -97,14 +100,14 @@ class Subject:
     """The server, and what is done to it."""
 
     running: Running
-    settings: Settings
+    registry: EmbeddedRegistry
     http: httpx.Client
 
     def swap(self) -> Window:
         to = VERSIONS[self.served() == VERSIONS[0]]
         old = set(self.engines())
-        _promote(to, self.settings)
         began = time.monotonic()
+        _move(self.registry, to)
         _until(lambda: self.served() == to and not old & set(self.engines()), f"version {to} alone")
         return began, time.monotonic()
 
@@ -144,9 +147,8 @@ def _name(process: psutil.Process) -> str:
         return ""
 
 
-def _promote(version: str, settings: Settings) -> None:
-    waivers = {"quality": "the benchmark goes back and forth between two versions"}
-    promote(Promotion(name=DIGITS, version=version, waivers=waivers, by="benchmark"), settings)
+def _move(registry: EmbeddedRegistry, version: str) -> None:
+    registry.client.set_registered_model_alias(DIGITS, ALIAS, version)
 
 
 def _until(holds: Callable[[], bool], what: str) -> None:
@@ -164,7 +166,7 @@ def _half(settings: Settings, seconds: float) -> dict[str, float]:
     """Half of what the server can do, requests a second: a half of each way's share."""
     rates: dict[str, float] = {}
     ways: tuple[Protocol, ...] = ("rest", "grpc")
-    with started("seatrial", "serve", f"{DIGITS}@champion", *PORTS, environment=_home(settings)) as server:
+    with started("seatrial", "serve", f"{DIGITS}@{ALIAS}", *PORTS, environment=_home(settings)) as server:
         for protocol in ways:
             plan = _plan(server, protocol, seconds=seconds, connections=CAPACITY_CALLERS)
             rates[protocol] = SHARE / 2 * uvloop.run(closed_loop(plan)).per_second
