@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -19,11 +19,12 @@ from seatrial.errors import ConversionFailed
 from seatrial.machine import this_machine
 from seatrial.settings import Settings
 from seatrial.tensors import Signature
-from seatrial_export import child, convert, package, prune, quantize
-from seatrial_export.candidate import Candidate, Compression, Lost, Verdict
+from seatrial_export import child, convert, package, prune, quantize, sensitivity
+from seatrial_export.candidate import Candidate, Compression, Lost, Precision, Verdict
 from seatrial_export.child import AT_ONCE, Limits
 from seatrial_export.program import TORCH_PROGRAM
 from seatrial_export.samples import calls, count, joined, write_arrays
+from seatrial_export.sensitivity import Layer
 from seatrial_export.source import Source
 from seatrial_models.program import dynamic_axes
 from seatrial_training.retrainable import NotRetrainable
@@ -36,13 +37,14 @@ Tell: TypeAlias = Callable[[str, str], None]
 class Built:
     """A file, not yet proved. `program` is what it was converted from, where that is not the source's own.
 
-    `recorded` says how its compression was really done here.
+    `recorded` says how its compression was really done here; `quantization` is the job of the child that quantized it.
     """
 
     candidate: Candidate
     model: Path
     program: Path | None = None
     recorded: tuple[str, ...] = ()
+    quantization: quantize.Job | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ def building(
 
     Each child keeps its files and its log below `folder`. An error in the block ends the children that still run.
     """
-    workshop = _Workshop(source=source, folder=folder, settings=settings, limits=limits, tell=tell)
+    workshop = Workshop(source=source, folder=folder, settings=settings, limits=limits, tell=tell)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         # The float models come first in the queue: nothing that waits for one can keep it from being built.
         onnx = [each for each in candidates if not each.of_torch and obstacle(each.engine) is None]
@@ -82,9 +84,15 @@ def building(
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 
+BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
+ANALYSIS_PART = 0.5
+"""The part of a child's time after which no further layer is looked at."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Workshop:
+class Workshop:
+    """Where one model version is built. Each child keeps its files and its log below `folder`."""
+
     source: Source
     folder: Path
     settings: Settings
@@ -103,16 +111,12 @@ class _Workshop:
         except _NotApplicable as why:
             return Lost(candidate=candidate, verdict=Verdict.NOT_APPLICABLE, reason=str(why))
         except ConversionFailed as error:
-            return Lost(
-                candidate=candidate,
-                verdict=Verdict.NOT_BUILT,
-                reason=error.reason,
-                log=error.log,
-                command=error.command,
-            )
+            return unbuilt(candidate, error)
 
     def _finish(self, candidate: Candidate, base: _Float) -> Built:
-        if not candidate.quantized:
+        if candidate.precision is Precision.BF16 and not BF16_FEATURES & set(this_machine().features):
+            raise _NotApplicable(f"this CPU has none of {', '.join(sorted(BF16_FEATURES))}")
+        if candidate.precision in (Precision.FP32, Precision.BF16):  # it is the engine that computes in BF16
             return Built(candidate=candidate, model=base.model, program=base.program)
         return self._quantize(candidate, base)
 
@@ -166,29 +170,57 @@ class _Workshop:
         return Built(candidate=candidate, model=folder / package.MODEL)
 
     def _quantize(self, candidate: Candidate, base: _Float) -> Built:
-        static = Compression.STATIC in candidate.compression
-        able = quantize.QUANTIZABLE if static else quantize.MATRIX_PRODUCTS
-        if not able & set(base.operators):
+        mode, smoothed = _mode(candidate), Compression.SMOOTHED in candidate.compression
+        able = quantize.PRODUCTS_OF_SEQUENCES if smoothed else quantize.ABLE[mode]
+        if able and not able & set(base.operators):
             raise _NotApplicable(f"the graph has none of {', '.join(sorted(able))}")
         self.tell(candidate.name, "quantizing")
-        bits = quantize.weight_bits(this_machine())
+        bits = _weight_bits(candidate)
         folder = self.folder / f"quantize-{candidate.name}"
         job = quantize.Job(
             model=str(base.model),
-            mode="static" if static else "dynamic",
+            mode=mode,
             weight_bits=bits,
             smallest=_smallest(self.source.signature),
+            method=candidate.calibration,
+            smoothed=smoothed,
         )
-        if static:
+        if mode == "static":
             rows = list(calls(self.source.signature, self.source.calibration, size=quantize.CALIBRATION_CALL))
             write_arrays(folder / quantize.CALIBRATION, joined(rows))
-            job = msgspec.structs.replace(job, calibration=quantize.CALIBRATION, rows=count(rows[0]))
-        self._run(quantize, job, folder, quantize.Quantized)
+            job = msgspec.structs.replace(job, calibration=str(folder / quantize.CALIBRATION), rows=count(rows[0]))
+        done = self._run(quantize, job, folder, quantize.Quantized)
+        if smoothed and not done.smoothed:
+            raise _NotApplicable("none of its activations becomes easier to quantize by it")
         return Built(
             candidate=candidate,
             model=folder / quantize.MODEL,
             program=base.program,
-            recorded=(f"{bits}-bit-weights",),
+            recorded=(f"{bits}-bit-weights",) if candidate.quantized else (),
+            quantization=job,
+        )
+
+    def sensitivity(self, candidate: Candidate, base: Built) -> tuple[Layer, ...]:
+        """What INT8 costs each layer of `base`, the worst first. Raises `ConversionFailed`."""
+        self.tell(candidate.name, "asking which layers INT8 harms")
+        assert base.quantization is not None, "the layers of what was not quantized: this is a bug"
+        job = sensitivity.Job(quantization=base.quantization, for_s=self.limits.time_s * ANALYSIS_PART)
+        return self._run(sensitivity, job, self.folder / f"layers-{candidate.name}", sensitivity.Measured).layers
+
+    def mix(self, candidate: Candidate, base: Built, floats: Sequence[str]) -> Built:
+        """`base` once more, with these of its layers in float. Raises `ConversionFailed`."""
+        self.tell(candidate.name, f"keeping {len(floats)} layer{'s' if len(floats) > 1 else ''} in float")
+        assert base.quantization is not None, "the layers of what was not quantized: this is a bug"
+        folder = self.folder / f"quantize-{candidate.name}-{len(floats)}"
+        job = msgspec.structs.replace(base.quantization, floats=tuple(floats))
+        self._run(quantize, job, folder, quantize.Quantized)
+        smoothed = [Compression.SMOOTHED] if job.smoothed else []
+        return Built(
+            candidate=candidate,
+            model=folder / quantize.MODEL,
+            program=base.program,
+            recorded=(*base.recorded, *smoothed, f"{len(floats)}-float-layers"),
+            quantization=job,
         )
 
     def _run(
@@ -196,6 +228,27 @@ class _Workshop:
     ) -> Answer:
         limits = self.limits if time_s is None else replace(self.limits, time_s=time_s)
         return child.run(step.__name__, job, folder=folder, answer=answer, limits=limits, given_up=self.given_up)
+
+
+def unbuilt(candidate: Candidate, error: ConversionFailed) -> Lost:
+    return Lost(
+        candidate=candidate, verdict=Verdict.NOT_BUILT, reason=error.reason, log=error.log, command=error.command
+    )
+
+
+def _mode(candidate: Candidate) -> quantize.Mode:
+    if candidate.precision is Precision.FP16:
+        return "half"
+    if candidate.static:
+        return "static"
+    return "weights" if Compression.WEIGHTS in candidate.compression else "dynamic"
+
+
+def _weight_bits(candidate: Candidate) -> Literal[4, 7, 8]:
+    """Blocks of weights are multiplied with signed numbers, by kernels whose sums do not saturate."""
+    if candidate.precision is Precision.INT4:
+        return 4
+    return 8 if Compression.WEIGHTS in candidate.compression else quantize.weight_bits(this_machine())
 
 
 def _smallest(signature: Signature) -> dict[str, int]:

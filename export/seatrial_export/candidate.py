@@ -1,16 +1,21 @@
 """The ways to build a model version, and what can become of each. Knows no tool that builds one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from seatrial.bundle import EngineSpec, VariantName
 from seatrial.engines import PROVIDER
+from seatrial.errors import InvalidSettings
+from seatrial.spelling import did_you_mean
 
 
 class Precision(StrEnum):
     FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
+    INT4 = "int4"
 
 
 class Compression(StrEnum):
@@ -18,8 +23,23 @@ class Compression(StrEnum):
     """INT8 weights, activations quantized anew for each call."""
     STATIC = "static"
     """INT8 weights and activations, ranges calibrated on training data."""
+    SMOOTHED = "smoothed"
+    """What is hard to quantize moved from activations into weights."""
+    MIXED = "mixed"
+    """The layers that INT8 harms most stay in float, as few as keep the accuracy."""
+    WEIGHTS = "weights"
+    """Weights of matrix products alone, each block of them with a range of its own."""
     PRUNED = "pruned-50"
     """Half of the channels taken out, then fine-tuned."""
+
+
+class Calibration(StrEnum):
+    """How static INT8 gets the ranges of activations: see `calibrate.py`."""
+
+    MIN_MAX = "min-max"
+    ENTROPY = "entropy"
+    PERCENTILE = "percentile"
+    MSE = "mse"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,23 +49,33 @@ class Candidate:
     target: str
     precision: Precision
     compression: tuple[Compression, ...] = ()
+    calibration: Calibration = Calibration.MIN_MAX
 
     @property
     def name(self) -> str:
-        return "-".join((self.target, self.precision, *self.compression))
+        return "-".join((self.target, self.precision, *self.steps))
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The compression in words, with its parameters where they are not the usual ones."""
+        usual = self.calibration is Calibration.MIN_MAX
+        return self.compression if usual else (*self.compression, self.calibration)
 
     @property
     def lossy(self) -> bool:
         """Whether its numbers may differ from the source's by more than rounding, so that its quality must be shown."""
-        return bool(self.compression)
+        return bool(self.compression) or self.precision is not Precision.FP32
 
     @property
     def quantized(self) -> bool:
-        return self.precision is Precision.INT8
+        return self.precision in (Precision.INT8, Precision.INT4)
 
     @property
     def engine(self) -> EngineSpec:
-        return ENGINES[self.target]
+        engine = ENGINES[self.target]
+        if self.precision is Precision.BF16:
+            return EngineSpec(name=engine.name, options={**engine.options, **IN_BF16})
+        return engine
 
     @property
     def of_torch(self) -> bool:
@@ -61,10 +91,19 @@ class Candidate:
     def pruned(self) -> bool:
         return Compression.PRUNED in self.compression
 
+    @property
+    def static(self) -> bool:
+        return Compression.STATIC in self.compression
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it is a second stage, of what other candidates of its target missed."""
+        return Compression.MIXED in self.compression
+
     def variant_name(self, recorded: tuple[str, ...]) -> VariantName:
         """Its name in a bundle; `recorded` is how the compression was really done on the machine that did it."""
         return VariantName(
-            name=self.name, target=self.target, precision=self.precision, compression=(*self.compression, *recorded)
+            name=self.name, target=self.target, precision=self.precision, compression=(*self.steps, *recorded)
         )
 
 
@@ -80,20 +119,50 @@ ENGINES: Mapping[str, EngineSpec] = {
     ONNX_TENSORRT: EngineSpec(name="onnxruntime", options={PROVIDER: "tensorrt"}),
 }
 """What runs each target's files."""
+IN_BF16 = {"INFERENCE_PRECISION_HINT": "bf16"}
+"""OpenVINO's option to compute what is float in BF16; ONNX Runtime has no such kernels for x86."""
 
 CANDIDATES = (
     Candidate(target=ONNX_CPU, precision=Precision.FP32),
     Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.DYNAMIC,)),
     Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.STATIC,)),
     Candidate(target=ONNX_CPU, precision=Precision.FP32, compression=(Compression.PRUNED,)),
+    Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.SMOOTHED, Compression.STATIC)),
+    Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.STATIC, Compression.MIXED)),
     Candidate(target=OPENVINO_CPU, precision=Precision.FP32),
     Candidate(target=OPENVINO_CPU, precision=Precision.INT8, compression=(Compression.STATIC,)),
     Candidate(target=PT2_CPU, precision=Precision.FP32),
     Candidate(target=AOTI_CPU, precision=Precision.FP32),
     Candidate(target=ONNX_CUDA, precision=Precision.FP32),
     Candidate(target=ONNX_TENSORRT, precision=Precision.FP32),
+    Candidate(target=ONNX_CUDA, precision=Precision.FP16),
+    Candidate(target=ONNX_TENSORRT, precision=Precision.FP16),
 )
 """From simple to intricate: of two variants that cannot be told apart, the earlier is chosen."""
+
+ON_REQUEST = (
+    *(
+        Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.STATIC,), calibration=calibration)
+        for calibration in Calibration
+        if calibration is not Calibration.MIN_MAX
+    ),
+    Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.WEIGHTS,)),
+    Candidate(target=ONNX_CPU, precision=Precision.INT4, compression=(Compression.WEIGHTS,)),
+    Candidate(target=ONNX_CPU, precision=Precision.FP16),
+    Candidate(target=OPENVINO_CPU, precision=Precision.BF16),
+)
+"""What is built only where somebody names it: it seldom wins, and every candidate costs time."""
+
+
+def named(names: Sequence[str]) -> tuple[Candidate, ...]:
+    """The candidates of these names. Raises `InvalidSettings`, with the one that was likely meant."""
+    known = {candidate.name: candidate for candidate in (*CANDIDATES, *ON_REQUEST)}
+    for name in names:
+        if name not in known:
+            meant = did_you_mean(name, known, otherwise=f"on request there are {', '.join(c.name for c in ON_REQUEST)}")
+            raise InvalidSettings(f"there is no candidate '{name}'{meant}")
+    return tuple(known[name] for name in names)
+
 
 TARGETS = tuple(ENGINES)
 DEFAULT_TARGETS = (ONNX_CPU,)

@@ -6,6 +6,7 @@ accurate is taken, and of equals the simpler.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 from seatrial.bundle.evidence import Quality, Timing
 from seatrial.errors import InvalidSettings
@@ -52,6 +53,17 @@ class Budget:
         return {field.name: limit for field in fields(self) if (limit := getattr(self, field.name)) is not None}
 
 
+class Scored(Protocol):
+    """What is known of a candidate once it was verified and scored."""
+
+    @property
+    def candidate(self) -> Candidate: ...
+    @property
+    def proof(self) -> Proof: ...
+    @property
+    def quality(self) -> Quality: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """A candidate that was verified and measured."""
@@ -91,10 +103,10 @@ def choose(variants: Sequence[Variant], budget: Budget) -> tuple[Judgement, ...]
 
 
 def _refusal(variant: Variant, budget: Budget) -> tuple[Verdict, str] | None:
-    return _quality_refusal(variant, budget) or _cost_refusal(variant, budget)
+    return quality_refusal(variant, budget) or _cost_refusal(variant, budget)
 
 
-def _quality_refusal(variant: Variant, budget: Budget) -> tuple[Verdict, str] | None:
+def quality_refusal(variant: Scored, budget: Budget) -> tuple[Verdict, str] | None:
     """None for a float variant without compression: its answers are the source's, within rounding, by proof."""
     quality, allowed = variant.quality, budget.accuracy_drop
     if not variant.candidate.lossy:
@@ -113,7 +125,7 @@ def _quality_refusal(variant: Variant, budget: Budget) -> tuple[Verdict, str] | 
     )
 
 
-def _agreement_refusal(variant: Variant, allowed: float) -> tuple[Verdict, str] | None:
+def _agreement_refusal(variant: Scored, allowed: float) -> tuple[Verdict, str] | None:
     quality, cosine = variant.quality, variant.proof.agreement.cosine
     if quality.rows < ENOUGH_ROWS:
         return (

@@ -16,13 +16,24 @@ from seatrial.errors import InvalidSettings
     help="A limit: accuracy_drop (0.01 by default), p99_ms, size_mb, memory_mb. Repeat for several.",
 )  # fmt: skip
 @click.option(
+    "--candidate", "names", multiple=True,
+    help="Build this one too: onnx-cpu-int8-static-mse, onnx-cpu-int4-weights, ... Repeat for several.",
+)  # fmt: skip
+@click.option(
     "--samples", type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Rows to judge by, for a model that came without labelled data: .npz or Parquet.",
 )  # fmt: skip
 @click.option("--trust", is_flag=True, help="Open a pickled model, which runs its author's code, in a child process.")
 @json_option
 def export(
-    *, model: str, targets: tuple[str, ...], limits: tuple[str, ...], samples: Path | None, trust: bool, as_json: bool
+    *,
+    model: str,
+    targets: tuple[str, ...],
+    limits: tuple[str, ...],
+    names: tuple[str, ...],
+    samples: Path | None,
+    trust: bool,
+    as_json: bool,
 ) -> None:
     """Build variants of a model version, prove and measure them, and make the cheapest within the budget its bundle.
 
@@ -39,18 +50,20 @@ def export(
 
     from seatrial.registry import ModelRef
     from seatrial.settings import load_settings
-    from seatrial_export.candidate import DEFAULT_TARGETS
+    from seatrial_export.candidate import CANDIDATES, DEFAULT_TARGETS, named
     from seatrial_export.choose import Budget
     from seatrial_export.export import Request, attempt
     from seatrial_export.summary import Progress, summary
 
     try:
+        asked = named(names)
         request = Request(
             ref=ModelRef.parse(model),
-            targets=tuple(dict.fromkeys(targets)) or DEFAULT_TARGETS,
+            targets=tuple(dict.fromkeys((*(targets or DEFAULT_TARGETS), *(each.target for each in asked)))),
             budget=Budget.parse(limits),
             samples=samples,
             trust=trust,
+            candidates=tuple(dict.fromkeys((*CANDIDATES, *asked))),
         )
     except InvalidSettings as error:
         raise click.UsageError(str(error)) from error

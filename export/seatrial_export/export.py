@@ -21,16 +21,19 @@ from seatrial.registry import BUNDLE_TAG, ModelRef, ModelVersion
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
 from seatrial.spelling import did_you_mean
-from seatrial_export.build import Built, Tell, building
+from seatrial_export.build import Built, Tell, Workshop, building
 from seatrial_export.bundling import add_evidence, bundle_up, tools
 from seatrial_export.candidate import CANDIDATES, DEFAULT_TARGETS, TARGETS, Candidate, Lost, Verdict
 from seatrial_export.child import Limits, child_limits
 from seatrial_export.choose import Budget, Judgement, Variant, choose
 from seatrial_export.logged import Trust
 from seatrial_export.memory import measure_memory
+from seatrial_export.mix import Mixed, Mixer, Tried
 from seatrial_export.page import PAGE, draw
 from seatrial_export.publish import REPORT_FOLDER, export_run
+from seatrial_export.quality import ENOUGH_ROWS
 from seatrial_export.report import Report, Row, rows, verdict_sentence
+from seatrial_export.samples import count
 from seatrial_export.source import Source, download, open_source
 from seatrial_export.trial import Questions, Verified, ask_source, examine, time_all
 from seatrial_export.workplace import undisturbed, workplace
@@ -123,8 +126,9 @@ class _Work:
         candidates = [each for each in self.request.candidates if each.target in self.request.targets]
         with self._step("reading"):
             source = self._read()
+        first = [each for each in candidates if not each.mixed]
         with building(
-            candidates, source, folder=self.place, settings=self.settings, limits=self._limits, tell=self.tell
+            first, source, folder=self.place, settings=self.settings, limits=self._limits, tell=self.tell
         ) as underway:
             with self._step("asking the source"):  # while the first children import what they need
                 questions = ask_source(source)
@@ -132,6 +136,9 @@ class _Work:
                 built = [each.result() for each in underway]
         with self._step("verifying"):
             examined = [self._examine(each, source, questions, engines) for each in built]
+        with self._step("mixing"):
+            mixed = self._mix(candidates, list(zip(built, examined, strict=True)), source, questions, engines)
+        examined += [each.found for each in mixed]
         verified = [each for each in examined if isinstance(each, Verified)]
         with self._step("measuring"), undisturbed(self.settings.home):
             variants = self._measure(verified, source)
@@ -143,7 +150,8 @@ class _Work:
         with self._step("bundling"):
             bundles = self._bundle(judgements, verified, source, questions, run_id=run_id)
         lost = [each for each in examined if isinstance(each, Lost)]
-        return self._report(rows(candidates, judgements, lost), bundles, source, run_id=run_id), bundles
+        layers = {each.found.candidate: each.layers for each in mixed}
+        return self._report(rows(candidates, judgements, lost, layers), bundles, source, run_id=run_id), bundles
 
     def _read(self) -> Source:
         trust = Trust(
@@ -165,6 +173,26 @@ class _Work:
         if isinstance(examined, Verified):
             engines.enter_context(closing(examined.engine))
         return examined
+
+    def _mix(
+        self,
+        candidates: Sequence[Candidate],
+        tried: Sequence[Tried],
+        source: Source,
+        questions: Questions,
+        engines: ExitStack,
+    ) -> list[Mixed]:
+        """Nothing without enough rows to see that accuracy is missed."""
+        mixer = Mixer(
+            workshop=Workshop(
+                source=source, folder=self.place, settings=self.settings, limits=self._limits, tell=self.tell
+            ),
+            examine=lambda built: self._examine(built, source, questions, engines),
+            budget=self.request.budget,
+            for_s=self.settings.export.conversion_s,
+            enough=questions.held_out is not None or count(source.rows) >= ENOUGH_ROWS,
+        )
+        return [mixer.mix(candidate, tried) for candidate in candidates if candidate.mixed]
 
     def _measure(self, verified: Sequence[Verified], source: Source) -> list[Variant]:
         for each in verified:

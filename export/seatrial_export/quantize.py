@@ -1,44 +1,75 @@
-"""The child that quantizes an ONNX file to INT8: `python -P -m seatrial_export.quantize job.json`.
+"""The child that quantizes an ONNX file: `python -P -m seatrial_export.quantize job.json`.
 
-Static: activations U8 and weights S8 per channel, ranges by MinMax over calibration rows, written as QDQ. Dynamic:
-weights of matrix products only, per channel; dynamic convolutions are slower than float ones.
+Static: activations U8 and weights S8 per channel, written as QDQ: see `static.py`. Dynamic: weights of matrix products
+only, per channel; dynamic convolutions are slower than float ones. Weights: those of matrix products, each block of 32
+inputs with a range of its own; what they are multiplied with is rounded to INT8 in such blocks too, row by row. Half:
+everything between inputs and outputs in FP16.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 
+from seatrial.errors import ConversionFailed
 from seatrial.machine import Machine
 from seatrial.tensors import Array
 from seatrial_export import child
+from seatrial_export.candidate import Calibration
 
-MODEL = "model.onnx"
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from seatrial_export.static import Calibrated
+
+Mode: TypeAlias = Literal["static", "dynamic", "weights", "half"]
+
+MODEL, PREPARED = "model.onnx", "prepared.onnx"
 CALIBRATION = "calibration.npz"
-CALIBRATION_CALL = 32
-"""Rows put through the model at once while ranges are taken; with MinMax it changes nothing but memory."""
+CALIBRATION_CALL = 8
+"""Rows put through the model at once while it is watched: what all of its layers make of them is in memory."""
 
 MATRIX_PRODUCTS = frozenset({"MatMul", "Gemm"})
 QUANTIZABLE = MATRIX_PRODUCTS | {"Conv"}
+PRODUCTS_OF_SEQUENCES = frozenset({"MatMul"})
+"""What smoothing and blocks of weights are for. `Gemm` is the last layer of a network of convolutions."""
+
+ABLE: Mapping[Mode, frozenset[str]] = {
+    "static": QUANTIZABLE,
+    "dynamic": MATRIX_PRODUCTS,
+    "weights": PRODUCTS_OF_SEQUENCES,
+    "half": frozenset(),
+}
+"""The operators of which each mode needs one; none is for whatever there is."""
+BLOCK = 32
+INT8_PRODUCTS = 4
+"""What ONNX Runtime calls the accuracy level of products that are computed in INT8."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """`calibration` is an .npz with one array for each input; `rows` is how many of them one call takes.
 
-    `smallest` is the size of each dynamic axis to try the result with.
+    `smallest` is the size of each dynamic axis to try the result with. `floats` are the layers, by the names of their
+    nodes, that stay in float.
     """
 
     model: str
-    mode: Literal["static", "dynamic"]
-    weight_bits: Literal[7, 8]
+    mode: Mode
+    weight_bits: Literal[4, 7, 8]
     smallest: dict[str, int]
     calibration: str = ""
     rows: int = CALIBRATION_CALL
+    method: Calibration = Calibration.MIN_MAX
+    smoothed: bool = False
+    floats: tuple[str, ...] = ()
 
 
 class Quantized(msgspec.Struct, frozen=True, kw_only=True):
-    """The file is `MODEL` in the child's folder."""
+    """The file is `MODEL` in the child's folder. `smoothed` is how many activations were."""
+
+    smoothed: int = 0
 
 
 def weight_bits(machine: Machine) -> Literal[7, 8]:
@@ -49,48 +80,92 @@ def weight_bits(machine: Machine) -> Literal[7, 8]:
 
 
 def quantize(job: Job) -> Quantized:
-    import onnx
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
     from seatrial_export.onnx_file import save
 
-    # Its symbolic shape inference stops at models that the dynamo exporter wrote.
-    quant_pre_process(job.model, "prepared.onnx", skip_symbolic_shape=True)
-    how = {
-        "per_channel": True,
-        "reduce_range": job.weight_bits == 7,
-        "weight_type": quantization.QuantType.QInt8,
-    }
+    smoothed = 0
     if job.mode == "dynamic":
-        quantization.quantize_dynamic(
-            "prepared.onnx", "quantized.onnx", op_types_to_quantize=sorted(MATRIX_PRODUCTS), **how
-        )
+        model = _dynamic(job)
+    elif job.mode == "weights":
+        model = _weights(job)
+    elif job.mode == "half":
+        model = _half(job)
     else:
-        quantization.quantize_static(
-            "prepared.onnx",
-            "quantized.onnx",
-            _Rows(Path(job.calibration), rows=job.rows),
-            quant_format=quantization.QuantFormat.QDQ,
-            activation_type=quantization.QuantType.QUInt8,
-            calibrate_method=quantization.CalibrationMethod.MinMax,
-            **how,
-        )
-    save(onnx.load("quantized.onnx"), Path(MODEL), smallest=job.smallest)
-    return Quantized()
+        exact, smoothed = calibrate(job)
+        model = exact.quantized([node.name for node in exact.layers if node.name not in job.floats])
+    save(model, Path(MODEL), smallest=job.smallest)
+    return Quantized(smoothed=smoothed)
 
 
-class _Rows:
-    """The calibration rows, as the quantizer wants to be given them: a call at a time, then None."""
+def calibrate(job: Job) -> "tuple[Calibrated, int]":
+    """The float model, ready to have layers of it quantized, and how many of its activations were smoothed."""
+    from seatrial_export.smooth import smooth
+    from seatrial_export.static import calibrated
 
-    def __init__(self, path: Path, *, rows: int) -> None:
-        with np.load(path) as arrays:
-            inputs = {name: arrays[name] for name in arrays.files}
-        starts = range(0, min(map(len, inputs.values())), rows)
-        self._calls = iter([{name: array[start : start + rows] for name, array in inputs.items()} for start in starts])
+    model, calls = _prepared(job), read_calls(Path(job.calibration), rows=job.rows)
+    smoothed = smooth(model, calls, weight_bits=job.weight_bits) if job.smoothed else 0
+    found = calibrated(model, calls, method=job.method, weight_bits=job.weight_bits)
+    if not found.layers:
+        raise ConversionFailed("none of its layers has constant weights in single precision")
+    return found, smoothed
 
-    def get_next(self) -> dict[str, Array] | None:
-        return next(self._calls, None)
+
+def _prepared(job: Job) -> "ModelProto":
+    """What can be computed beforehand is, and inner tensors have types."""
+    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+
+    _prepare(job)
+    model: ModelProto = load_model_with_shape_infer(Path(PREPARED))
+    return model
+
+
+def _prepare(job: Job) -> None:
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    # Its symbolic shape inference stops at models that the dynamo exporter wrote.
+    quant_pre_process(job.model, PREPARED, skip_symbolic_shape=True)
+
+
+def _dynamic(job: Job) -> "ModelProto":
+    import onnx
+    from onnxruntime import quantization
+
+    _prepare(job)
+    quantization.quantize_dynamic(
+        PREPARED,
+        "quantized.onnx",
+        op_types_to_quantize=sorted(MATRIX_PRODUCTS),
+        per_channel=True,
+        reduce_range=job.weight_bits == 7,
+        weight_type=quantization.QuantType.QInt8,
+    )
+    return onnx.load("quantized.onnx")
+
+
+def _weights(job: Job) -> "ModelProto":
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quantizer = MatMulNBitsQuantizer(
+        _prepared(job), bits=job.weight_bits, block_size=BLOCK, is_symmetric=True, accuracy_level=INT8_PRODUCTS
+    )
+    quantizer.process()
+    model: ModelProto = quantizer.model.model
+    return model
+
+
+def _half(job: Job) -> "ModelProto":
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model: ModelProto = convert_float_to_float16(onnx.load(job.model), keep_io_types=True)
+    return model
+
+
+def read_calls(path: Path, *, rows: int) -> list[dict[str, Array]]:
+    """The calibration rows, as the model takes them."""
+    with np.load(path) as arrays:
+        inputs = {name: arrays[name] for name in arrays.files}
+    starts = range(0, min(map(len, inputs.values())), rows)
+    return [{name: array[start : start + rows] for name, array in inputs.items()} for start in starts]
 
 
 if __name__ == "__main__":

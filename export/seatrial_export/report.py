@@ -1,6 +1,6 @@
 """What an export found: one value, written as JSON for programs and drawn as one HTML file for people."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -8,10 +8,14 @@ from seatrial.bundle.evidence import Agreement, Quality, Timing
 from seatrial.machine import Machine
 from seatrial_export.candidate import Candidate, Lost, Verdict
 from seatrial_export.choose import Judgement
+from seatrial_export.sensitivity import Layer
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One candidate; what was not measured is None. `row_ms` is its cost: latency per row at the throughput batch."""
+    """One candidate; what was not measured is None. `row_ms` is its cost: latency per row at the throughput batch.
+
+    `layers` are those that were asked what INT8 costs them, the worst first.
+    """
 
     name: str
     target: str
@@ -27,6 +31,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     agreement: Agreement | None = None
     alone: Timing | None = None
     throughput: Timing | None = None
+    layers: tuple[Layer, ...] = ()
     log: str = ""
     command: str = ""
 
@@ -72,10 +77,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
-def rows(candidates: Sequence[Candidate], judgements: Sequence[Judgement], lost: Sequence[Lost]) -> tuple[Row, ...]:
+def rows(
+    candidates: Sequence[Candidate],
+    judgements: Sequence[Judgement],
+    lost: Sequence[Lost],
+    layers: Mapping[Candidate, tuple[Layer, ...]] | None = None,
+) -> tuple[Row, ...]:
     """One row for each of `candidates`, in their order."""
     found = {judgement.variant.candidate: _judged(judgement) for judgement in judgements}
     found |= {each.candidate: _lost(each) for each in lost}
+    for candidate, asked in (layers or {}).items():
+        found[candidate] = msgspec.structs.replace(found[candidate], layers=asked)
     return tuple(found[candidate] for candidate in candidates)
 
 
@@ -108,7 +120,7 @@ def _judged(judgement: Judgement) -> Row:
         name=variant.candidate.name,
         target=variant.candidate.target,
         precision=variant.candidate.precision,
-        compression=variant.candidate.compression,
+        compression=variant.candidate.steps,
         verdict=judgement.verdict,
         reason=judgement.reason,
         on_front=judgement.on_front,
@@ -127,7 +139,7 @@ def _lost(lost: Lost) -> Row:
         name=lost.candidate.name,
         target=lost.candidate.target,
         precision=lost.candidate.precision,
-        compression=lost.candidate.compression,
+        compression=lost.candidate.steps,
         verdict=lost.verdict,
         reason=lost.reason,
         log=lost.log,

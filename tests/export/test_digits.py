@@ -24,6 +24,7 @@ def test_every_candidate_is_in_the_report_with_its_numbers_or_a_reason(exported_
     rows = {row.name: row for row in exported_digits.report.rows}
     assert list(rows) == [
         "onnx-cpu-fp32", "onnx-cpu-int8-dynamic", "onnx-cpu-int8-static", "onnx-cpu-fp32-pruned-50",
+        "onnx-cpu-int8-smoothed-static", "onnx-cpu-int8-static-mixed",
     ]  # fmt: skip
     assert all(row.reason for row in rows.values())
     exact, static, pruned = (

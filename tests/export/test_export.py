@@ -36,7 +36,7 @@ from tests.export.models import some_rows
 from tests.serving.engine_bundles import linear_program
 from tests.serving.models import linear_onnx
 
-FLOAT, DYNAMIC, STATIC, PRUNED, *_ = CANDIDATES
+FLOAT, DYNAMIC, STATIC, PRUNED, SMOOTHED, MIXED, *_ = CANDIDATES
 TARGET = FLOAT.target
 REF = ModelRef(name="linear", version="1")
 
@@ -88,6 +88,7 @@ def test_without_data_only_what_equals_the_source_can_be_chosen(settings: Settin
     assert Verdict.NOT_ENOUGH_EVIDENCE in found.values()
     assert found[PRUNED.name] is Verdict.NOT_APPLICABLE
     assert "was not trained by `seatrial train`" in reason(exported, PRUNED)
+    assert reason(exported, MIXED) == "there are too few rows to judge by which layers should be in float"
     assert prove(exported.bundles[TARGET]) == 8
     assert not list((settings.home / "export").glob("*/*")), "what was only needed meanwhile is gone"
 
@@ -176,6 +177,7 @@ def test_a_budget_that_nothing_meets_is_exit_code_3_and_the_front_is_shown(
         (("linear/1", "--budget", "p99_ms=fast"), 2, "write p99_ms=NUMBER"),
         (("linear/1", "--budget", "p99_ms=-1"), 2, "a limit is a number that is not negative"),
         (("linear/1", "--target", "onnx_cpu"), 2, "there is no target 'onnx_cpu'; did you mean 'onnx-cpu'?"),
+        (("linear/1", "--candidate", "onnx-cpu-int4"), 2, "did you mean 'onnx-cpu-int4-weights'?"),
         (("linear/1", "--samples", "nowhere.npz"), 2, "'nowhere.npz' does not exist"),
         (("linear/9",), 1, "NotInRegistry: "),
         (("linear@champion",), 1, "NotInRegistry: "),
@@ -188,6 +190,12 @@ def test_what_is_typed_wrong_is_told_at_once(
     typed = seatrial("export", *arguments)
     assert typed.code == code
     assert words in typed.err
+
+
+def test_a_candidate_that_is_named_is_built_too(seatrial: Callable[..., Typed]) -> None:
+    typed = seatrial("export", "linear/1", "--candidate", "onnx-cpu-int4-weights", "--json")
+    *_, asked = json.loads(typed.out)["rows"]
+    assert (asked["name"], asked["reason"]) == ("onnx-cpu-int4-weights", "the graph has none of MatMul")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from seatrial_export.candidate import CANDIDATES, Candidate, Lost, Verdict
 from seatrial_export.choose import Budget, choose
 from seatrial_export.page import BOTTOM, LEFT, RIGHT, TOP, draw, plot
 from seatrial_export.report import Report, rows, verdict_sentence
+from seatrial_export.sensitivity import Layer
 from seatrial_export.summary import Progress, table
 from tests.export.test_choose import variant
 
@@ -42,7 +43,12 @@ def report(*, hostile: str = "", budget: Budget | None = None) -> Report:
         log="log.txt",
         command=f"env {hostile}",
     )
-    found = rows(ON_ONNX_CPU, judged, [lost])
+    asked = (
+        Layer(name=f"conv1{hostile}", operator="Conv", noise=0.0314, kept=True),
+        *(Layer(name=f"conv{n}", operator="Conv", noise=0.001) for n in range(2, 14)),
+        Layer(name="output", operator="Gemm", noise=None),
+    )
+    found = rows(ON_ONNX_CPU, judged, [lost], {STATIC: asked})
     chosen = {row.target: row.name for row in found if row.verdict is Verdict.CHOSEN}
     return Report(
         model=f"models:/digits{hostile}/1",
@@ -121,6 +127,12 @@ def test_the_page_tells_every_candidate_with_its_reason_and_its_numbers_with_int
         "0.8960", "drop ≤ 0.0090", "0.99", "1.01", "p99 5", "Run it again: env", "avx2", "16.0 GiB", "accuracy_drop", "≤ 0.01",
     ):  # fmt: skip
         assert words in text
+
+
+def test_the_page_tells_which_layers_int8_harms_and_which_of_them_are_float(tmp_path: Path) -> None:
+    text = " ".join(Elements(page(report(), tmp_path)).text.split())
+    assert "1 of 14 layers in float conv1 Conv, float 0.031 conv2 Conv, INT8 0.001" in text
+    assert "and 2 more, with less" in text
 
 
 def test_the_page_says_when_nothing_was_measured(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""The child that finds out what INT8 costs each layer: `python -P -m seatrial_export.sensitivity job.json`.
+
+One layer after the other is made INT8, alone, and the model's answers to calibration rows are compared with those of
+the float model: the method of Wu et al., "Integer quantization for deep learning inference: principles and empirical
+evaluation" (2020), section 6. A layer costs one conversion and one run over the rows.
+"""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from seatrial.tensors import Array
+from seatrial_export import child, quantize
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+ROWS = 64
+"""Calibration rows that every layer is asked."""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """`quantization` is how the whole model is made INT8. After `for_s` no further layer is begun."""
+
+    quantization: quantize.Job
+    for_s: float
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """`noise` is the power of the error in the model's answers, as a part of their own, where this layer alone is INT8.
+
+    None where there was no time to find out. `kept` is whether it stayed in float.
+    """
+
+    name: str
+    operator: str
+    noise: float | None
+    kept: bool = False
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """The worst first; those of which nothing is known at the end."""
+
+    layers: tuple[Layer, ...]
+
+
+def measure(job: Job) -> Measured:
+    model, _ = quantize.calibrate(job.quantization)
+    calls = quantize.read_calls(Path(job.quantization.calibration), rows=job.quantization.rows)
+    calls = calls[: max(1, ROWS // job.quantization.rows)]
+    exact = _answers(model.model, calls)
+    until = time.monotonic() + job.for_s
+    found = [
+        Layer(
+            name=node.name,
+            operator=node.op_type,
+            noise=noise(_answers(model.quantized([node.name]), calls), exact) if time.monotonic() < until else None,
+        )
+        for node in model.layers
+    ]
+    return Measured(layers=tuple(sorted(found, key=lambda layer: 1.0 if layer.noise is None else -layer.noise)))
+
+
+def _answers(model: "ModelProto", calls: list[dict[str, Array]]) -> list[Array]:
+    """Of each output the answers to all calls."""
+    from seatrial_export.calibrate import observed
+
+    outputs = [value.name for value in model.graph.output]
+    found = list(observed(model.SerializeToString(), outputs, calls))
+    return [np.concatenate([call[name].ravel() for call in found]) for name in outputs]
+
+
+def noise(found: list[Array], exact: list[Array]) -> float:
+    """Of several outputs the worst. Those that are not floats say nothing."""
+    return max(
+        (
+            float(np.square(one - other, dtype=np.float64).sum() / max(np.square(other, dtype=np.float64).sum(), 1e-30))
+            for one, other in zip(found, exact, strict=True)
+            if other.dtype.kind == "f"
+        ),
+        default=0.0,
+    )
+
+
+if __name__ == "__main__":
+    child.work(Job, measure)

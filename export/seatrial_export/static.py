@@ -1,0 +1,116 @@
+"""A float graph that can be made static INT8, in all of its layers or in some. Runs inside children.
+
+A layer is a convolution or a product with a matrix of weights. In a graph of convolutions everything between them
+becomes INT8 too. In one of matrix products only their inputs do: what a Transformer adds up from layer to layer, and
+what it puts through softmax and normalisation, is float, since its largest numbers are hundreds of times the others.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto, NodeProto
+from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+from seatrial_export.calibrate import Call, Range, ranges
+from seatrial_export.candidate import Calibration
+from seatrial_export.onnx_graph import Graph, copied
+from seatrial_export.quantize import MATRIX_PRODUCTS, QUANTIZABLE
+
+EVERYTHING = frozenset(QLinearOpsRegistry) | frozenset(QDQRegistry)
+"""The operators that the quantizer knows how to surround."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """`ranges` are of everything in `model` that may become INT8; its inner tensors have types."""
+
+    model: ModelProto
+    ranges: Mapping[str, Range]
+    weight_bits: int
+
+    @property
+    def layers(self) -> tuple[NodeProto, ...]:
+        return layers(Graph(self.model))
+
+    def quantized(self, chosen: Collection[str]) -> ModelProto:
+        """Another graph, whose layers of these names are INT8."""
+        model = copied(self.model)
+        graph = Graph(model)
+        given = dict(self.ranges)
+        if by_products(graph):
+            given |= _keep_to_themselves(graph, chosen, given)
+            rest = [node.name for node in graph.nodes if node.name not in chosen]
+            operators, without_output = QUANTIZABLE, MATRIX_PRODUCTS
+        else:
+            rest = _left_in_float(graph, chosen)
+            operators, without_output = EVERYTHING, frozenset()
+        quantizer = QDQQuantizer(
+            model,
+            per_channel=True,
+            reduce_range=self.weight_bits == 7,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=_told(given),
+            nodes_to_quantize=[],
+            nodes_to_exclude=rest,
+            op_types_to_quantize=sorted(operators),
+            extra_options={"OpTypesToExcludeOutputQuantization": sorted(without_output)},
+        )
+        quantizer.quantize_model()
+        made: ModelProto = quantizer.model.model
+        return made
+
+
+def calibrated(model: ModelProto, calls: Sequence[Call], *, method: Calibration, weight_bits: int) -> Calibrated:
+    graph = Graph(model)
+    nodes = layers(graph) if by_products(graph) else graph.nodes
+    tensors = {name for node in nodes for name in (*node.input, *node.output) if graph.is_float(name)}
+    return Calibrated(model=model, ranges=ranges(model, sorted(tensors), calls, method), weight_bits=weight_bits)
+
+
+def layers(graph: Graph) -> tuple[NodeProto, ...]:
+    """In the order of the graph."""
+    return tuple(node for node in graph.nodes if node.op_type in QUANTIZABLE and graph.weights(node, 1) is not None)
+
+
+def by_products(graph: Graph) -> bool:
+    """Whether it is a Transformer or the like: it has no convolutions, or it normalises layers, or it attends."""
+    operators = {node.op_type for node in graph.nodes}
+    attends = any(node.op_type == "MatMul" and all(map(graph.is_float, node.input)) for node in graph.nodes)
+    return "Conv" not in operators or "LayerNormalization" in operators or attends
+
+
+def _keep_to_themselves(graph: Graph, chosen: Collection[str], given: Mapping[str, Range]) -> dict[str, Range]:
+    """Let the layers alone read what will be INT8 of a tensor: the quantizer would give it to all of its readers.
+
+    The ranges of the new tensors.
+    """
+    found = {}
+    for tensor in given:
+        readers = [node for node in graph.readers(tensor) if node.name in chosen]
+        if readers and (len(readers) < len(graph.readers(tensor)) or tensor in graph.outputs):
+            found[graph.branch_off(tensor, readers, "Identity")] = given[tensor]
+    return found
+
+
+def _left_in_float(graph: Graph, chosen: Collection[str]) -> list[str]:
+    """The layers that were not chosen, and what lies behind each as far as the next layers."""
+    reached = [node for node in layers(graph) if node.name not in chosen]
+    names = {node.name for node in reached}
+    while reached:
+        for tensor in reached.pop().output:
+            for node in graph.readers(tensor):
+                if node.op_type not in QUANTIZABLE and node.name not in names:
+                    names.add(node.name)
+                    reached.append(node)
+    return sorted(names)
+
+
+def _told(given: Mapping[str, Range]) -> TensorsData:
+    ends = {
+        name: TensorData(lowest=np.array(each.low, np.float32), highest=np.array(each.high, np.float32))
+        for name, each in given.items()
+    }
+    return TensorsData(CalibrationMethod.MinMax, ends)
