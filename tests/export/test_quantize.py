@@ -138,7 +138,7 @@ def normalised(path: Path, *, residual: bool) -> ModelProto:
     ]
     if residual:
         nodes.append(helper.make_node("Add", ["sum", "n"], ["y"]))
-    return model(path, nodes, {"scale": scale, "bias": 0 * scale, "Wq": q, "Wk": k})
+    return model(path, nodes, {"scale": scale, "bias": weights(1, WIDTH, seed=6)[0], "Wq": q, "Wk": k})
 
 
 def fed_forward(path: Path, *, reshaped: bool) -> ModelProto:
