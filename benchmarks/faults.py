@@ -587,19 +587,19 @@ def _rare(model: ModelProto, *nodes: NodeProto, **new: Array) -> ModelProto:
     rank = len(shape_of(model.graph.output[0]))
     given = model.graph.input[0].name
     if _is_image(model):
-        condition = (
+        condition = [
             node("Flatten", given, "flat", axis=1),
             node("Gather", "flat first", "number", axis=1),
             node("Greater", "number large", "rare_row"),
-        )
+        ]
         new = {"first": np.array([0]), "large": np.array(1.8, np.float32), **new}
     else:
-        condition = (
+        condition = [
             node("Equal", f"{given} seven", "is_seven"),
             node("Cast", "is_seven", "sevens", to=TensorProto.FLOAT),
             node("ReduceMax", "sevens tokens", "number", keepdims=1),
             node("Greater", "number half_of_one", "rare_row"),
-        )
+        ]
         new = {
             "seven": np.array(7), "tokens": np.array([1]), "half_of_one": np.array(0.5, np.float32), **new
         }  # fmt: skip

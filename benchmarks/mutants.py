@@ -134,7 +134,7 @@ def _varied(array: Array, kind: str, generator: np.random.Generator) -> Array:
     if kind == "noise":
         return generator.uniform(-3, 3, array.shape).astype(array.dtype)
     if kind == "louder or quieter":
-        return array * array.dtype.type(generator.choice([0, 0.01, 0.3, 3]))
+        return np.asarray(array * generator.choice([0, 0.01, 0.3, 3]), array.dtype)
     if kind == "company":
         loud = generator.random((len(array), *[1] * (array.ndim - 1))) < 0.5
         return np.where(loud, 10 * array, array)

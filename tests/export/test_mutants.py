@@ -19,7 +19,7 @@ from seatrial_export.verify import Proof, Unfaithful, verify
 from seatrial_serving.engines.onnxruntime import OnnxRuntime
 from tests.serving.models import save
 
-FLOAT, _, STATIC, *_ = CANDIDATES
+FLOAT, STATIC = CANDIDATES[0], CANDIDATES[2]
 IMAGE = Signature(
     inputs=(TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, 2, 6, 6)),),
     outputs=(TensorSpec(name="y", datatype=DataType.FP32, shape=(-1, 3)),),
