@@ -49,7 +49,7 @@ MOST_FLOAT, MOST_INT8 = 2, 1
 
 # The oracle
 
-CALLS = 80
+CALLS = 60
 ROUNDING, TOLERATED = 1e-5, 1e-4
 """How far float answers may lie apart, in proportion: what rounding does, and what verification promises to find."""
 SAME_LARGEST, COSINE = 0.99, 0.999

@@ -207,11 +207,11 @@ def _lenet5(seed: int) -> Task:
 
 
 def _resnet18(seed: int) -> Task:
-    return _classifier("resnet18", (3, 16, 16 + 8 * seed), seed, stem="small", width=6 + 2 * seed)
+    return _classifier("resnet18", (3, 8, 8 + 8 * seed), seed, stem="small", width=6 + 2 * seed)
 
 
 def _resnet9(seed: int) -> Task:
-    return _classifier("resnet9", (3, 16 + 8 * seed, 16), seed, width=6 + seed, mirrored=True)
+    return _classifier("resnet9", (3, 8 + 8 * seed, 8), seed, width=6 + seed, mirrored=True)
 
 
 def _transformer(seed: int) -> Task:
