@@ -296,7 +296,7 @@ def _honest(specimen: Specimen, place: Path, *, opset: int) -> Iterator[tuple[st
 def report(found: Found) -> str:
     real = [case for case in found.cases if case.change is Change.REAL]
     missed = [case for case in real if not case.reason]
-    honest = sum(found.honest.values())
+    honest = sum(found.honest.values()) - len(found.not_good_enough)
     rows = [
         [
             f"mutants that answer differently: all of {len(real)} refused",
@@ -316,14 +316,18 @@ def report(found: Found) -> str:
         _by_graph(found.cases),
         table(["refused first by", "mutants"], [[check, str(number)] for check, number in checks.most_common()]),
         table(["kind", "changed", "refused"], _by_kind(real)),
-        "Honest exports: " + ", ".join(f"{number} {kind}" for kind, number in found.honest.items()) + ".",
+        "Honest exports: " + ", ".join(f"{kind} {number}" for kind, number in found.honest.items()) + ".",
         f"In proportion to the magnitude of the output, no honest float export lies more than {found.farthest:.1g} from its "
         f"source, and no changed float graph less than {nearest:.1g} from the right one.",
         *_listed("Missed", map(str, missed)),
         *_listed("False alarms", found.alarms),
-        *_listed("Honest INT8 graphs that the budget does not admit, and were not mutated", found.not_good_enough),
         *_listed(
-            "Not refused, and less than the tolerance away from the graph before the fault",
+            "Honest INT8 graphs that the budget does not admit, with reason: they are not counted, nor mutated",
+            found.not_good_enough,
+        ),
+        *_listed(
+            "Not refused, because float ones are less than 1e-4 away from the graph before the fault, and INT8 ones as near "
+            "the float graph as is asked",
             (str(case) for case in found.cases if case.change is Change.LITTLE and not case.reason),
         ),
     ]
