@@ -15,7 +15,18 @@ from benchmarks.tables import write_section
 from seatrial.machine import this_machine
 from seatrial.settings import load_settings
 
-SECTIONS = ("serving", "both-ends", "sequences", "peers", "swaps", "neighbour", "startup", "overhead", "int8")
+SECTIONS = (
+    "serving",
+    "both-ends",
+    "sequences",
+    "peers",
+    "swaps",
+    "neighbour",
+    "startup",
+    "overhead",
+    "int8",
+    "mutants",
+)
 """Each is a module here, whose `measure` takes a `Bench` and returns its place in the README."""
 
 

@@ -3,14 +3,14 @@
 Built once for a model version, from real rows where there are any. Knows nothing of candidates or engines.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from seatrial.errors import InvalidSource
 from seatrial.tensors import Array, DynamicAxis, Padding, Signature
-from seatrial_export.samples import Inputs, Outputs, Predict, answers, calls, count, joined, repeat, take
+from seatrial_export.samples import Inputs, Outputs, Predict, answers, calls, count, fixed_size, joined, repeat, take
 
 BATCH_SIZES = (1, 2, 3, 7)
 """And the largest. 7 is neither a power of two nor near one."""
@@ -20,16 +20,28 @@ COMPANY = 5
 """Rows that take each other's places."""
 LOUD = 10
 """How many times the range of the others a noisy neighbour has."""
+NOISE_ROWS = 8
+"""Of numbers that have nothing to do with each other, in one call."""
+VALUE_CALLS = 16
+"""Most calls in which the values of an input of integers are asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One call. `small` marks those of a row or two that are worth recording: edges, and unusual sizes."""
+    """One call, and what the source model answers. `small` marks those of a row or two that are worth recording: edges,
+    and unusual sizes.
+
+    Over the `ordinary` ones it is taken how far a lossy candidate lies from the source; the others hold what no real row
+    is like. `axis` is the dynamic axis that the case tries at `size`.
+    """
 
     name: str
     inputs: Inputs
-    source: Outputs
+    source: Outputs = field(default_factory=dict)
     small: bool = False
+    ordinary: bool = True
+    axis: str = ""
+    size: int = 0
 
     @property
     def alone(self) -> bool:
@@ -69,10 +81,12 @@ def _as_large(answer: Outputs, alone: Outputs) -> Outputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exam:
-    """`rows` are what agreement is taken over, `source` the source's answers to them."""
+    """`rows` are what agreement is taken over, `source` the source's answers to them. `tables` ask every integer, of candidates
+    that must be equal."""
 
     signature: Signature
     cases: tuple[Case, ...]
+    tables: tuple[Case, ...]
     companies: tuple[Company, ...]
     rows: Inputs
     source: Outputs
@@ -94,7 +108,8 @@ def set_exam(signature: Signature, rows: Inputs, predict: Predict) -> Exam:
             raise InvalidSource(f"the source model's output '{name}' holds NaN or infinity for ordinary inputs")
     exam = Exam(
         signature=signature,
-        cases=tuple(_answered(signature, rows, predict)),
+        cases=(*_answered(_sizes(signature, rows), predict), *_answered(_values(signature, rows), predict)),
+        tables=tuple(_answered(_every_value(signature, rows), predict)),
         companies=tuple(_companies(signature, rows)),
         rows=rows,
         source=source,
@@ -104,36 +119,44 @@ def set_exam(signature: Signature, rows: Inputs, predict: Predict) -> Exam:
     return exam
 
 
-def _answered(signature: Signature, rows: Inputs, predict: Predict) -> Iterator[Case]:
-    for name, inputs in _batches(signature, rows):
-        yield Case(name=name, inputs=inputs, source=predict(inputs))
-    for name, inputs in _sizes(signature, rows):
-        yield Case(name=name, inputs=inputs, source=predict(inputs), small=True)
-    for name, inputs in _edges(signature, rows):
-        source = predict(inputs)
+def _answered(cases: Iterable[Case], predict: Predict) -> Iterator[Case]:
+    """Those for which the source has numbers."""
+    for case in cases:
+        try:
+            source = predict(case.inputs)
+        except InvalidSource:
+            if case.axis:
+                raise  # a size that its signature allows
+            continue  # values that it does not take
         if all(array.dtype.kind != "f" or np.isfinite(array).all() for array in source.values()):
-            yield Case(name=name, inputs=inputs, source=source, small=True)
-
-
-def _batches(signature: Signature, rows: Inputs) -> Iterator[tuple[str, Inputs]]:
-    if (axis := signature.batch) is None:
-        yield "its fixed size", next(calls(signature, rows, size=1))
-    else:
-        for size in _batch_sizes(axis):
-            yield f"batch {size}", repeat(rows, size)
+            yield replace(case, source=source)
 
 
 def _batch_sizes(axis: DynamicAxis) -> list[int]:
     return _within(axis, (*BATCH_SIZES, axis.max))
 
 
-def _sizes(signature: Signature, rows: Inputs) -> Iterator[tuple[str, Inputs]]:
-    """Every other dynamic axis at several sizes."""
-    few = repeat(rows, min(2, signature.batch.max)) if signature.batch else next(calls(signature, rows, size=1))
+def _few(signature: Signature, rows: Inputs, number: int) -> Inputs:
+    """At most so many rows, or a call of the fixed size."""
+    if signature.batch is None:
+        return next(calls(signature, rows, size=1))
+    return repeat(rows, min(number, signature.batch.max))
+
+
+def _sizes(signature: Signature, rows: Inputs) -> Iterator[Case]:
+    """Batches, and every other dynamic axis at several sizes and at that of the rows."""
+    if signature.batch is None:
+        yield Case(name="its fixed size", inputs=_few(signature, rows, 1))
+    else:
+        for size in _batch_sizes(signature.batch):
+            yield Case(name=f"batch {size}", inputs=repeat(rows, size), axis=signature.batch.name, size=size)
+    few = _few(signature, rows, 2)
     for axis in signature.dynamic_axes:
         if axis != signature.batch:
-            for size in _within(axis, (axis.min, axis.min + 1, (axis.min + axis.max) // 2, axis.max)):
-                yield f"{axis.name} {size}", resized(few, axis, size)
+            own = {few[name].shape[index] for name, index in axis.at.items() if name in few}
+            for size in _within(axis, (axis.min, axis.min + 1, (axis.min + axis.max) // 2, axis.max, *own)):
+                inputs = resized(few, axis, size)
+                yield Case(name=f"{axis.name} {size}", inputs=inputs, small=True, axis=axis.name, size=size)
 
 
 def _within(axis: DynamicAxis, sizes: tuple[int, ...]) -> list[int]:
@@ -148,23 +171,87 @@ def resized(inputs: Inputs, axis: DynamicAxis, size: int) -> Inputs:
     }
 
 
-def _edges(signature: Signature, rows: Inputs) -> Iterator[tuple[str, Inputs]]:
-    """One row (or one fixed call) of zeros, of the lowest and of the highest value ever seen, and of both in turn."""
-    one = repeat(rows, 1) if signature.batch else next(calls(signature, rows, size=1))
-    if any(array.dtype.kind not in "fiu" for array in rows.values()):
-        return
+def _values(signature: Signature, rows: Inputs) -> Iterator[Case]:
+    """Numbers that real rows seldom or never hold, in the sizes that they have."""
+    if any(array.dtype.kind not in "bfiu" for array in rows.values()):
+        return  # text
+    yield from _edges(signature, rows)
+    yield Case(name="noise", inputs=_noise(_few(signature, rows, NOISE_ROWS), rows), ordinary=False)
+    if any(array.dtype.kind == "f" for array in rows.values()):
+        loud = {name: _noisy(array) for name, array in _few(signature, rows, 2).items()}
+        yield Case(name=f"{LOUD} times the range", inputs=loud, ordinary=False)
+    if signature.sequence is not None and signature.padding is not None:
+        yield from _much_padding(_few(signature, rows, COMPANY), signature.sequence, signature.padding)
+
+
+def _edges(signature: Signature, rows: Inputs) -> Iterator[Case]:
+    """One row (or one fixed call) of zeros, of the lowest and of the highest value ever seen, of both in turn, and of numbers
+    too small for the full precision of their type."""
+    one = _few(signature, rows, 1)
     lowest = {name: np.full_like(array, rows[name].min()) for name, array in one.items()}
     highest = {name: np.full_like(array, rows[name].max()) for name, array in one.items()}
-    yield "zeros", {name: np.zeros_like(array) for name, array in one.items()}
-    yield "lowest", lowest
-    yield "highest", highest
-    yield (
-        "in turn",
-        {
-            name: np.where(np.arange(array.size).reshape(array.shape) % 2, lowest[name], highest[name])
-            for name, array in one.items()
-        },
-    )
+    in_turn = {
+        name: np.where(np.arange(array.size).reshape(array.shape) % 2, lowest[name], highest[name])
+        for name, array in one.items()
+    }
+    yield Case(name="zeros", inputs={name: np.zeros_like(array) for name, array in one.items()}, small=True)
+    yield Case(name="lowest", inputs=lowest, small=True)
+    yield Case(name="highest", inputs=highest, small=True)
+    yield Case(name="in turn", inputs=in_turn, small=True)
+    if any(array.dtype.kind == "f" for array in one.values()):
+        yield Case(name="denormals", inputs={name: _denormal(array) for name, array in one.items()})
+
+
+def _denormal(array: Array) -> Array:
+    if array.dtype.kind != "f":
+        return array
+    return np.full_like(array, np.finfo(array.dtype).smallest_normal / 2)
+
+
+def _noise(few: Inputs, rows: Inputs) -> Inputs:
+    """Any numbers between the lowest and the highest ever seen: they tell apart what is alike in real rows, such as the colours
+    of a grey image."""
+    generator = np.random.default_rng(0)
+
+    def noise(name: str, array: Array) -> Array:
+        low, high = rows[name].min(), rows[name].max()
+        if array.dtype.kind != "f":
+            return generator.integers(low, high, array.shape, array.dtype, endpoint=True)
+        part = generator.random(array.shape)
+        return np.asarray(low * (1 - part) + high * part, array.dtype)
+
+    return {name: noise(name, array) for name, array in few.items()}
+
+
+def _every_value(signature: Signature, rows: Inputs) -> Iterator[Case]:
+    """Integers name things, most often the rows of a table: each between the lowest and the highest seen, or as many of them,
+    evenly spread, as there is room for. The other integers are at their highest, which for a mask is to heed all."""
+    highest = {
+        name: np.full_like(array, array.max()) if array.dtype.kind in "iu" else array for name, array in rows.items()
+    }
+    unit = 1 if signature.batch else fixed_size(signature)
+    for name, array in rows.items():
+        width = array[0].size
+        if array.dtype.kind not in "iu" or not width:
+            continue
+        low, high = int(array.min()), int(array.max())
+        number = min(high - low + 1, VALUE_CALLS * ROWS_AT_ONCE * width)
+        values = [low + (high - low) * step // max(1, number - 1) for step in range(number)]
+        length = -(-number // (width * unit)) * unit
+        asked = np.resize(np.array(values, array.dtype), (length, *array.shape[1:]))
+        for call in calls(signature, {**repeat(highest, length), name: asked}, size=ROWS_AT_ONCE):
+            yield Case(name=f"every value of '{name}'", inputs=call)
+
+
+def _much_padding(few: Inputs, axis: DynamicAxis, padding: Padding) -> Iterator[Case]:
+    """Rows of several lengths padded to the most that there may be, and a row of nothing but padding."""
+    *_, longest = _padded(few, axis, padding).parties
+    yield Case(name=longest.name, inputs=longest.inputs)
+    nothing = {
+        name: np.full_like(array, padding.values[name]) if name in padding.values else array
+        for name, array in resized(take(few, slice(1)), axis, axis.max).items()
+    }
+    yield Case(name="padding alone", inputs=nothing, ordinary=False)
 
 
 def _companies(signature: Signature, rows: Inputs) -> Iterator[Company]:

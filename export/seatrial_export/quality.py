@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from seatrial.bundle.evidence import Agreement, Quality
 from seatrial_export.samples import Predict
+from seatrial_export.verify import Unfaithful
 from seatrial_training.data import Split
 from seatrial_training.evaluation import Score, score
 
@@ -46,7 +47,11 @@ def hold_out(split: Split, predict: Predict, *, max_batch: int) -> HeldOut:
 
 
 def by_labels(predict: Predict, held_out: HeldOut) -> Quality:
+    """Raises `Unfaithful` where it does not answer a row that the source answers."""
     found = score(predict, held_out.split, batch_size=held_out.batch_size)
+    lost = int(np.sum((found.predicted < 0) & (held_out.source.predicted >= 0)))
+    if lost:
+        raise Unfaithful(f"held-out rows: its answers to {lost} of {found.rows} hold NaN or infinity")
     return Quality(
         metric=found.metric,
         basis="labels",

@@ -63,6 +63,7 @@ def examine(built: Built, source: Source, questions: Questions, *, store: Path, 
     program = reference(built.program, source.signature) if built.program and not candidate.quantized else None
     try:
         proof = verify(candidate, engine.predict, questions.exam, program=program)
+        quality = _score(engine, proof, questions)
     except Unfaithful as why:
         engine.close()
         return Lost(candidate=candidate, verdict=Verdict.UNFAITHFUL, reason=str(why))
@@ -72,7 +73,7 @@ def examine(built: Built, source: Source, questions: Questions, *, store: Path, 
         bundle=bundle,
         engine=engine,
         proof=proof,
-        quality=_score(engine, proof, questions),
+        quality=quality,
     )
 
 

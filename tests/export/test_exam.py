@@ -1,6 +1,7 @@
 """The exam that every candidate sits: each fault that an exporter is known for is caught, and nothing else is."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seatrial.errors import InvalidSource
+from seatrial.errors import EngineFailed, InvalidSource
 from seatrial.tensors import Array, DataType, DynamicAxis, Padding, Signature, TensorSpec
 from seatrial_export.build import Built
 from seatrial_export.candidate import CANDIDATES, Candidate, Lost, Verdict
@@ -16,7 +17,7 @@ from seatrial_export.exam import set_exam
 from seatrial_export.golden import record
 from seatrial_export.samples import Inputs, Outputs
 from seatrial_export.trial import Verified, ask_source, examine
-from seatrial_export.verify import Unfaithful, round_up, verify
+from seatrial_export.verify import Unfaithful, agreement, round_up, verify
 from tests.export.models import FLOAT_FAULTS, LOSSY_FAULTS, Break, linear_source, right, some_rows
 from tests.serving.models import SIGNATURE, linear
 
@@ -89,8 +90,15 @@ def test_a_pruned_candidate_must_equal_the_program_that_it_was_converted_from() 
 def test_the_grid_has_sizes_that_are_no_power_of_two_edges_and_the_largest_batch() -> None:
     exam = set_exam(SIGNATURE, some_rows(), source)
     assert [case.name for case in exam.cases] == [
-        "batch 1", "batch 2", "batch 3", "batch 7", "batch 64", "zeros", "lowest", "highest", "in turn",
+        "batch 1", "batch 2", "batch 3", "batch 7", "batch 64", "zeros", "lowest", "highest", "in turn", "denormals",
+        "noise", "10 times the range",
     ]  # fmt: skip
+    edges = {case.name: case.inputs["x"] for case in exam.cases}
+    rows = some_rows()["x"]
+    assert (edges["denormals"] > 0).all()
+    assert (edges["denormals"] < np.finfo(np.float32).smallest_normal).all()
+    assert rows.min() <= edges["noise"].min() < edges["noise"].max() <= rows.max()
+    assert (edges["10 times the range"] == 10 * rows[:2]).all()
     [company] = exam.companies
     assert list(dict.fromkeys(party.name for party in company.parties)) == [
         *(f"in a batch of {size}" for size in (1, 2, 3, 7, 64)), "among other rows", "beside rows of 10 times the range",
@@ -136,6 +144,7 @@ def test_lengths_are_tried_from_the_shortest_to_the_longest_and_padding_must_not
     assert [case.name for case in exam.cases if "tokens" in case.name] == [
         "tokens 2",
         "tokens 3",
+        "tokens 4",
         "tokens 5",
         "tokens 9",
     ]
@@ -185,10 +194,113 @@ def test_a_mask_that_is_not_heeded_is_found_out_by_rows_that_all_came_equally_lo
         return masked_mean({**inputs, "mask": np.ones_like(inputs["mask"])})
 
     verify(FLOAT, masked_mean, exam)
-    with pytest.raises(Unfaithful, match="padded to 6"):
+    with pytest.raises(Unfaithful, match="padded to 9: 'y' is"):
         verify(FLOAT, heedless, exam)
+    with pytest.raises(Unfaithful, match="a row is answered differently padded to 6"):
+        verify(FLOAT, heedless, replace(exam, cases=()))
     assert [party.name for party in exam.companies[1].parties] == ["padded to 6", "padded to 9"]
     assert [row["ids"].shape[1] for row in exam.companies[1].alone] == [1, 2, 3, 4, 6]
+
+
+def test_every_token_and_a_row_of_padding_alone_are_asked_whether_or_not_a_real_row_has_them() -> None:
+    exam = set_exam(TEXT, IDS, mean_of_tokens)
+    [every] = exam.tables
+    assert every.name == "every value of 'ids'"
+    assert set(every.inputs["ids"].ravel()) == set(range(10))
+    [alone] = [case for case in exam.cases if case.name == "padding alone"]
+    assert alone.inputs["ids"].tolist() == [[0] * 9]
+
+    def loses_eight(inputs: Inputs) -> Outputs:
+        return mean_of_tokens({"ids": np.where(inputs["ids"] == 8, 7, inputs["ids"])})
+
+    def divides_by_none(inputs: Inputs) -> Outputs:
+        ids = inputs["ids"]
+        with np.errstate(invalid="ignore"):
+            return {"y": (ids.sum(1, keepdims=True) / (ids != 0).sum(1, keepdims=True)).astype(np.float32)}
+
+    with pytest.raises(Unfaithful, match="every value of 'ids': 'y' is"):
+        verify(FLOAT, loses_eight, replace(exam, cases=()))
+    with pytest.raises(Unfaithful, match="padding alone: 'y' holds NaN"):
+        verify(FLOAT, divides_by_none, replace(exam, cases=(alone,)))
+    undefined = set_exam(TEXT, IDS, divides_by_none)
+    assert not {"padding alone", "zeros"} & {case.name for case in undefined.cases}
+
+
+def test_more_integers_than_there_is_room_for_are_spread_evenly() -> None:
+    ids = np.array([[-(2**62), 2**62]] * 5)
+    exam = set_exam(TEXT, {"ids": ids}, lambda given: {"y": np.zeros((len(given["ids"]), 1), np.float32)})
+    values = np.concatenate([case.inputs["ids"].ravel() for case in exam.tables])
+    assert (len(values), values.min(), values.max()) == (2048, -(2**62), 2**62)
+    assert len(set(np.diff(np.unique(values)) // 2**40)) == 1
+
+
+def test_a_length_that_became_fixed_is_named() -> None:
+    def takes_four(inputs: Inputs) -> Outputs:
+        if inputs["ids"].shape[1] != 4:
+            raise EngineFailed("Got: 2 Expected: 4")
+        return mean_of_tokens(inputs)
+
+    exam = set_exam(TEXT, IDS, mean_of_tokens)
+    with pytest.raises(
+        Unfaithful, match=r"the axis 'tokens' became fixed at 4: 2, 3, 5, 9 are not answered \(tokens 2: "
+    ):
+        verify(FLOAT, takes_four, exam)
+
+
+def test_a_fault_that_shows_in_one_row_alone_or_in_small_answers_alone_is_found() -> None:
+    rows = some_rows(200)
+    exam = set_exam(SIGNATURE, rows, source)
+
+    def wrong_for_the_hundredth(inputs: Inputs) -> Outputs:
+        return {"y": linear(inputs["x"]) + np.float32(0.01) * (inputs["x"] == rows["x"][99]).all(1, keepdims=True)}
+
+    with pytest.raises(Unfaithful, match=r"real rows: 'y' is 0\.01 from the source's"):
+        verify(FLOAT, wrong_for_the_hundredth, exam)
+
+    def small(inputs: Inputs) -> Outputs:
+        return {"y": linear(inputs["x"], scale=2e-6)}
+
+    exam = set_exam(SIGNATURE, rows, small)
+    verify(FLOAT, small, exam)
+    with pytest.raises(
+        Unfaithful, match=r"real rows: 'y' is .*e-06 from the source's on average.* 0.001 of that is allowed"
+    ):
+        verify(FLOAT, lambda inputs: {"y": np.zeros_like(small(inputs)["y"])}, exam)
+
+
+def test_tolerance_goes_by_the_precision_in_which_the_source_computes() -> None:
+    def double(inputs: Inputs) -> Outputs:
+        return {"y": inputs["x"].astype(np.float64)[:, :3] / 3}
+
+    def in_single(inputs: Inputs) -> Outputs:
+        return {"y": (inputs["x"][:, :3] / np.float32(3)).astype(np.float64)}
+
+    def in_another_order(inputs: Inputs) -> Outputs:
+        return {"y": in_single(inputs)["y"] * (1 + 1e-6)}
+
+    with pytest.raises(Unfaithful, match=r"batch 1: 'y' is .*e-0[89] from the source's, 1.*e-09 is allowed"):
+        verify(FLOAT, in_single, set_exam(SIGNATURE, some_rows(), double))
+    verify(FLOAT, in_another_order, set_exam(SIGNATURE, some_rows(), in_single))
+
+    def half(inputs: Inputs) -> Outputs:
+        return {"y": inputs["x"][:, :3].astype(np.float16)}
+
+    off = np.float16(1 + 4e-3)
+    proof = verify(FLOAT, lambda inputs: {"y": half(inputs)["y"] * off}, set_exam(SIGNATURE, some_rows(), half))
+    assert proof.source["y"].relative == 0.01
+
+
+def test_nan_never_agrees_and_neither_does_infinity() -> None:
+    numbers = np.array([[1.0, 2.0], [1e200, 3e200]])
+
+    def agreed(found: Array) -> tuple[float, float]:
+        seen = agreement({"y": numbers}, {"y": found}, cases=1, distance={"y": 0.0}, scale={"y": 1.0})
+        return seen.top1, round(seen.cosine, 9)
+
+    assert agreed(2 * numbers) == (1, 1)
+    assert agreed(numbers * [1, np.nan]) == (0, 0)
+    assert agreed(numbers * [np.nan, 1]) == (0, 0)
+    assert agreed(numbers * [1, np.inf]) == (1, 0)
 
 
 def test_golden_requests_of_a_quantized_variant_are_those_whose_largest_output_is_clear() -> None:

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as arrays
 from seatrial.bundle.evidence import Agreement
 from seatrial_export.quality import Right, by_agreement, by_labels, hold_out, paired_drop, wilson
 from seatrial_export.samples import Inputs, Outputs
+from seatrial_export.verify import Unfaithful
 from seatrial_training.data import Split
 
 
@@ -77,6 +78,21 @@ def test_labels_score_a_variant_row_by_row_with_its_source() -> None:
     quality = by_labels(takes_zero_for_one, held_out)
     assert (quality.value, quality.source_value, quality.rows, quality.basis) == (0.75, 1.0, 100, "labels")
     assert 0.25 < quality.drop_upper < 0.35
+
+
+def test_a_variant_that_answers_nan_to_one_held_out_row_is_refused_however_many_it_gets_right() -> None:
+    rows = np.eye(4, dtype=np.float32)[np.arange(100) % 4]
+    split = Split(inputs={"x": rows}, labels=np.arange(100) % 4)
+    held_out = hold_out(split, lambda inputs: {"logits": inputs["x"]}, max_batch=100)
+    asked = iter([np.float32(np.nan), np.float32(1)])
+
+    def nan_once(inputs: Inputs) -> Outputs:
+        logits = inputs["x"].copy()
+        logits[0] *= next(asked)
+        return {"logits": logits}
+
+    with pytest.raises(Unfaithful, match="held-out rows: its answers to 1 of 100 hold NaN or infinity"):
+        by_labels(nan_once, held_out)
 
 
 def test_agreement_has_an_interval_of_its_own() -> None:
