@@ -106,7 +106,9 @@ def write_table(rows: dict[str, Array], path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("version")
-@pytest.mark.parametrize(("write", "name"), [(write_npz, "rows.npz"), (write_table, "rows.parquet")])
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_npz, "rows.npz"), pytest.param(write_table, "rows.parquet", marks=pytest.mark.slow)]
+)
 def test_samples_are_evidence_enough_for_int8(
     write: Callable[..., Path], name: str, settings: Settings, tmp_path: Path
 ) -> None:
@@ -205,6 +207,7 @@ def test_a_target_given_twice_is_one(seatrial: Callable[..., Typed]) -> None:
     assert list(json.loads(typed.out)["bundles"]) == [TARGET]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("version")
 def test_memory_is_measured_where_the_budget_asks_for_it(settings: Settings) -> None:
     exported = export(Request(ref=REF, budget=Budget(memory_mb=500), candidates=(FLOAT,)), settings)
@@ -215,6 +218,7 @@ def test_memory_is_measured_where_the_budget_asks_for_it(settings: Settings) -> 
         export(Request(ref=REF, budget=Budget(memory_mb=0.001), candidates=(FLOAT,)), settings)
 
 
+@pytest.mark.slow
 def test_two_homes_give_one_digest(
     settings: Settings, version: ModelVersion, migrated_store: Path, tmp_path: Path
 ) -> None:
@@ -314,6 +318,7 @@ def test_an_export_that_was_killed_leaves_nothing_half_and_the_next_call_takes_o
     assert str(version) == exported.report.model
 
 
+@pytest.mark.slow
 def test_an_export_that_fails_says_so_in_its_run_and_leaves_the_bundle_that_was_there(
     version: ModelVersion, settings: Settings, registry: EmbeddedRegistry
 ) -> None:

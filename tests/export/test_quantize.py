@@ -269,6 +269,7 @@ def test_layers_left_in_float_read_and_answer_floats(tmp_path: Path) -> None:
     assert all("DequantizeLinear" in name for layer in ("second", "third") for name in inputs[layer])
 
 
+@pytest.mark.slow
 def test_a_mixed_variant_is_built_where_static_int8_misses_the_accuracy(home: Path) -> None:
     settings = Settings(home=home, export={"measure_s": 0.1, "threads": 1})
     register(str(picky(home / "picky.onnx")), name="picky", settings=settings, example=None, trust=False)

@@ -108,6 +108,7 @@ def key(tmp_path: Path) -> ec.EllipticCurvePrivateKey:
     return made
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_fails_no_request_and_is_in_no_latency(
     tmp_path: Path, key: ec.EllipticCurvePrivateKey
 ) -> None:

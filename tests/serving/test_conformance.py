@@ -90,6 +90,7 @@ def test_triton_does_nearly_everything(tmp_path: Path) -> None:
     assert stream.findings[Kind.GRPC].note == "ModelStreamInferResponse"
 
 
+@pytest.mark.slow
 def test_bentoml_serves_the_protocol_but_for_the_server_s_metadata(tmp_path: Path) -> None:
     with serving_with("bento", LinearBundle(version="3").write(tmp_path / "store").path, place=tmp_path) as bento:
         report = judge(Plan(url=bento.http, model="linear"))

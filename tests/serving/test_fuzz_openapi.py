@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
 from tests.servers import Server, serving
 from tests.serving.models import EncoderBundle, LinearBundle, echo_onnx, pair_onnx
 
-SOME, MANY = 3, 150
+SOME, MANY = 2, 150
 CHECKS: Any = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 

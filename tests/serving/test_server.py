@@ -106,7 +106,7 @@ def test_a_bundle_and_a_bare_file_are_served_side_by_side(tmp_path: Path) -> Non
         ("nothing.onnx", "there is no file nothing.onnx"),
         ("not a model", "names no model version"),
         (".", "is no bundle"),
-        ("unheard-of@champion", "unheard-of@champion"),
+        pytest.param("unheard-of@champion", "unheard-of@champion", marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_be_served_is_said_at_once(home: Path, tmp_path: Path, what: str, words: str) -> None:
@@ -156,6 +156,7 @@ def test_a_model_without_a_bundle_says_how_to_build_one(settings: Settings, tmp_
     assert "seatrial export models:/linear/1" in (tmp_path / "server" / "err").read_text()
 
 
+@pytest.mark.slow
 def test_an_unreachable_registry_is_said_and_a_remembered_bundle_is_served(settings: Settings, tmp_path: Path) -> None:
     publish(EmbeddedRegistry(settings), LinearBundle().write(tmp_path))
     with serving("linear@champion", place=tmp_path / "first"):

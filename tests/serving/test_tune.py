@@ -198,7 +198,8 @@ def test_a_server_does_not_outlive_a_tuning_that_is_killed(bundle: Bundle) -> No
 # The command
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_whoever_ends_it_early_gets_the_best_so_far_and_evidence_of_the_same_digest(
     bundle: Bundle, tmp_path: Path, number: signal.Signals
 ) -> None:
