@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from seatrial.errors import InvalidRecipe
 from seatrial_models.architecture import PADDING, Architecture, Rate, Size, example_text, text_classifier
-from seatrial_models.transformer import UNSEEN, SelfAttention
+from seatrial_models.transformer import SelfAttention, bias_of, mean_of
 
 SEGMENTS = 2
 """BERT can tell two texts in one row apart. Ours are one text, all of it segment 0."""
@@ -61,12 +61,10 @@ class Bert(nn.Module):
         present_BT = token_ids != PADDING
         x_BTD = self.tokens(token_ids) + self.positions[: token_ids.shape[1]] + self.segments[0]
         x_BTD = self.dropout(self.norm(x_BTD))
-        bias_B11T = torch.where(present_BT, 0.0, UNSEEN).to(x_BTD.dtype)[:, None, None, :]
+        bias_B11T = bias_of(present_BT, x_BTD.dtype)
         for layer in self.layers:
             x_BTD = layer(x_BTD, bias_B11T)
-        weight_BT1 = present_BT.to(x_BTD.dtype)[:, :, None]
-        mean_BD = (x_BTD * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1).clamp(min=1)
-        logits_BK: Tensor = self.output(self.dropout(mean_BD))
+        logits_BK: Tensor = self.output(self.dropout(mean_of(x_BTD, present_BT)))
         return logits_BK
 
 

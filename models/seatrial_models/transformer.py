@@ -61,7 +61,7 @@ class TextTransformer(nn.Module):
         if self.cls is not None:
             x_BTD = torch.cat([self.cls.expand(token_ids.shape[0], -1, -1), x_BTD], dim=1)
             present_BT = functional.pad(present_BT, (1, 0), value=True)
-        bias_B11T = torch.where(present_BT, 0.0, UNSEEN).to(x_BTD.dtype)[:, None, None, :]
+        bias_B11T = bias_of(present_BT, x_BTD.dtype)
         x_BTD = self.dropout(x_BTD)
         for layer in self.layers:
             x_BTD = layer(x_BTD, bias_B11T)
@@ -71,8 +71,7 @@ class TextTransformer(nn.Module):
     def _pool(self, x_BTD: Tensor, present_BT: Tensor) -> Tensor:
         if self.cls is not None:
             return x_BTD[:, 0]
-        weight_BT1 = present_BT.to(x_BTD.dtype)[:, :, None]
-        return (x_BTD * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1).clamp(min=1)
+        return mean_of(x_BTD, present_BT)
 
     def _initialise(self) -> None:
         """Embeddings small, as GPT and BERT do: they are added to one another, and every layer normalises."""
@@ -80,6 +79,17 @@ class TextTransformer(nn.Module):
             nn.init.normal_(embedding, std=0.02)
         with torch.no_grad():
             self.tokens.weight[PADDING].zero_()
+
+
+def bias_of(present_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention's scores, B11T, so that padding gets no weight."""
+    return torch.where(present_BT, 0.0, UNSEEN).to(dtype)[:, None, None, :]
+
+
+def mean_of(x_BTD: Tensor, present_BT: Tensor) -> Tensor:
+    """The mean, BD, over the tokens that are there; zeros where none is."""
+    weight_BT1 = present_BT.to(x_BTD.dtype)[:, :, None]
+    return (x_BTD * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1).clamp(min=1)
 
 
 class EncoderLayer(nn.Module):
