@@ -3,9 +3,10 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,23 @@ class Server:
         """The further ones."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if _name(child) == GATEWAY]
+
+    @contextmanager
+    def half_sent(self, path: str, body: object) -> Iterator[Callable[[], tuple[int, Any]]]:
+        """A POST of which the server has the head and a few bytes, so that it has chosen who is to answer. What it gives
+        sends the rest, and returns the status and the answer."""
+        data, (host, _, port) = json.dumps(body).encode(), self.http.rpartition(":")
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n"
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            connection.sendall(head.encode() + b"connection: close\r\nexpect: 100-continue\r\n\r\n" + data[:9])
+            assert connection.recv(1024).startswith(b"HTTP/1.1 100 ")
+
+            def send_the_rest() -> tuple[int, Any]:
+                connection.sendall(data[9:])
+                answer = b"".join(iter(lambda: connection.recv(65536), b""))
+                return int(answer.split(maxsplit=2)[1]), json.loads(answer.partition(b"\r\n\r\n")[2])
+
+            yield send_the_rest
 
     def log(self) -> list[dict[str, Any]]:
         """The request log: one record a request."""

@@ -322,7 +322,7 @@ class DataPlane:
         """
         generation = exchange.generation or self.locate(exchange)
         if generation.state is not State.SERVING:  # its successor took over while the body came
-            generation = exchange.generation = self.resolve(exchange.model, exchange.version, alias=exchange.alias)
+            generation = self._locate_again(exchange)
         if generation.stateful:
             generation = exchange.generation = generation.home(request, exchange.asker)
         exchange.request_id = request.id
@@ -347,8 +347,7 @@ class DataPlane:
         if not generation.stateful:
             yield await self.submit(exchange, request, timeout_s=timeout_s)
             return
-        generation = self.resolve(exchange.model, exchange.version, alias=exchange.alias)
-        exchange.generation = home = generation.home(request, exchange.asker)
+        exchange.generation = home = self._locate_again(exchange).home(request, exchange.asker)
         try:
             for row in steps(request, home.signature):
                 step = Exchange(exchange.protocol, exchange.model, exchange.version)
@@ -409,6 +408,12 @@ class DataPlane:
         exchange.generation = self.resolve(exchange.model, exchange.version, alias=alias)
         if exchange.caller is not None:
             exchange.caller.allowance.take_request(exchange.caller.name)
+        return exchange.generation
+
+    def _locate_again(self, exchange: Exchange) -> Generation:
+        """What the exchange asks for now. Where that is gone, it counts as what its client is told: a model unknown."""
+        exchange.generation = None
+        exchange.generation = self.resolve(exchange.model, exchange.version, alias=exchange.alias)
         return exchange.generation
 
     def fail(self, exchange: Exchange, error: BaseException) -> None:

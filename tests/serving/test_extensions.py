@@ -457,6 +457,23 @@ def test_a_model_is_unloaded_and_loaded_again(server: Server, client: Client) ->
     assert client.infer("spare", asked(client)).as_numpy("y").tolist() == linear(X).tolist()
 
 
+def test_a_request_whose_body_comes_when_its_model_is_gone_counts_as_what_its_client_is_told(server: Server) -> None:
+    def counted() -> tuple[float, ...]:
+        return (
+            server.total("seatrial_unknown_model_requests_total", protocol="rest"),
+            server.total("seatrial_requests_total", protocol="rest", outcome="client_error"),
+        )
+
+    body = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": X}]}
+    unknown, wrong = counted()
+    with server.half_sent("/v2/models/spare/infer", body) as send_the_rest:
+        httpx.post(server.url("/v2/repository/models/spare/unload"), json={}).raise_for_status()
+        status, answer = send_the_rest()
+    assert (status, counted()) == (404, (unknown + 1, wrong))
+    assert "there is no model 'spare'" in answer["error"]
+    httpx.post(server.url("/v2/repository/models/spare/load"), json={}).raise_for_status()
+
+
 def test_a_registered_model_is_unloaded_with_all_its_aliases_and_comes_back(server: Server, client: Client) -> None:
     client.unload_model("linear")
     assert listed(client) == without("linear")

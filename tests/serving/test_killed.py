@@ -1,7 +1,5 @@
 """`kill -9` of anything at every stage of a swap: callers get right answers, and what was wanted comes about."""
 
-import json
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -174,18 +172,13 @@ def test_an_old_engine_killed_while_it_drains_has_its_requests_answered_by_its_s
 def test_a_request_whose_body_comes_across_a_swap_is_answered_by_the_new_version(
     one: Served, path: str, body: dict[str, Any], found: Callable[[Any], list[float]]
 ) -> None:
-    version, data = one.ask(), json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n"
-    host, _, port = one.server.http.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
-        connection.sendall(head.encode() + b"connection: close\r\nexpect: 100-continue\r\n\r\n" + data[:9])
-        assert connection.recv(1024).startswith(b"HTTP/1.1 100 "), "the server has chosen who is to answer"
+    version = one.ask()
+    with one.server.half_sent(path, body) as send_the_rest:
         one.wish(version + 1)
         assert one.load().result() == 200
-        connection.sendall(data[9:])
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert found(json.loads(answer.partition(b"\r\n\r\n")[2])) == linear(X, scale=version + 1)[0].tolist()
+        status, answer = send_the_rest()
+    assert status == 200
+    assert found(answer) == linear(X, scale=version + 1)[0].tolist()
 
 
 # Of the server itself
