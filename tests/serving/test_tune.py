@@ -213,7 +213,7 @@ def test_whoever_ends_it_early_gets_the_best_so_far_and_evidence_of_the_same_dig
         assert first.startswith(b"as it is set now: "), first
         children = psutil.Process(tuning.pid).children(recursive=True)
         os.kill(tuning.pid, number)
-        out, err = tuning.communicate(timeout=30)
+        out, err = tuning.communicate(timeout=120)
     assert tuning.returncode == 0, err
     until(lambda: not any(child.is_running() for child in children))
     told = json.loads(out)
