@@ -154,7 +154,8 @@ def pull(model: str, *, destination: Path | None, as_json: bool) -> None:
 def gc(*, yes: bool, hours: float, as_json: bool) -> None:
     """Find bundles in the local store that nobody needs: no alias, no reference that was served, no running server.
 
-    What is removed can be fetched again, as long as the registry has it.
+    What is removed can be fetched again, as long as the registry has it. With them go conversions that no export has wanted for
+    so long: the next one that does makes them again.
 
     \b
     Example:
@@ -164,7 +165,7 @@ def gc(*, yes: bool, hours: float, as_json: bool) -> None:
     import time
 
     from seatrial.bundle.leftover import survey
-    from seatrial.files import sweep
+    from seatrial.files import kept_in, remove_tree, sweep, tree_bytes
     from seatrial.registry import BUNDLE_TAG, open_registry
     from seatrial.registry.watch import Memory
     from seatrial.settings import load_settings
@@ -180,6 +181,12 @@ def gc(*, yes: bool, hours: float, as_json: bool) -> None:
     if yes:
         sweep(settings.bundles, older_than_s=24 * 3600, now=time.time())
     left = [each for each in stored if not each.needed and each not in removed]
+    unused = [each for each in kept_in(settings.conversions) if time.time() - each.stat().st_mtime >= hours * 3600]
+    conversions = {str(each): tree_bytes(each) for each in unused}
+    if yes:
+        for each in unused:
+            remove_tree(each)
+        sweep(settings.conversions, older_than_s=24 * 3600, now=time.time())
 
     def text() -> str:
         lines = [
@@ -191,14 +198,23 @@ def gc(*, yes: bool, hours: float, as_json: bool) -> None:
             lines.append(f"removed {len(removed)} of {len(stored)} bundles, {_megabytes(removed)}")
         else:
             lines.append(f"{len(left)} of {len(stored)} bundles are needed by nobody, {_megabytes(left)}")
-            lines += ["remove them with: seatrial gc --yes"] if left else []
+        if unused:
+            size = f"{sum(conversions.values()) / 1e6:.1f} MB"
+            lines.append(f"{'removed' if yes else 'unused'}: {len(unused)} conversions of earlier exports, {size}")
+        if not yes and (left or unused):
+            lines.append("remove them with: seatrial gc --yes")
         return "\n".join(lines)
 
     def as_dicts(some: Sequence["Stored"]) -> list[dict[str, object]]:
         return [{**asdict(each), "path": str(each.path)} for each in some]
 
     needed_ones = [each for each in stored if each.needed]
-    result = {"removed": as_dicts(removed), "unneeded": as_dicts(left), "needed": as_dicts(needed_ones)}
+    result = {
+        "removed": as_dicts(removed),
+        "unneeded": as_dicts(left),
+        "needed": as_dicts(needed_ones),
+        "conversions": [{"path": path, "size_bytes": size} for path, size in conversions.items()],
+    }
     show(result, as_json=as_json, text=text)
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from seatrial.errors import DiskFull
@@ -74,6 +74,30 @@ def write_whole(target: Path, data: bytes, *, mode: int = 0o644) -> None:
         except BaseException:
             Path(aside).unlink(missing_ok=True)
             raise
+
+
+def remove_tree(directory: Path) -> None:
+    """Whoever looks at `directory` finds it whole, or not at all. Nothing happens where there is none."""
+    with suppress(FileNotFoundError):
+        aside = Path(tempfile.mkdtemp(prefix=".new-", dir=directory.parent))
+        try:
+            directory.rename(aside)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def kept_in(place: Path) -> list[Path]:
+    """What was put in place there, whole."""
+    return [path for path in place.glob("*") if not path.name.startswith(".new-")]
+
+
+def tree_bytes(directory: Path) -> int:
+    """What its files have; those that somebody removes meanwhile may be left out."""
+    total = 0
+    for path in directory.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def sweep(directory: Path, *, older_than_s: float, now: float) -> list[Path]:

@@ -276,9 +276,16 @@ class Export(_Group):
     max_batch: int = Field(default=64, ge=1)
     """The largest batch that is verified, for models that do not say."""
     measure_s: float = Field(default=4.0, gt=0)
-    """How long all variants together are timed, at each of the two batch sizes."""
+    """How long all variants together are timed at most, at each size of call; fast ones are done sooner."""
+    measure_longer: float = Field(default=4.0, ge=0)
+    """How many times as long the two fastest are timed at most, where they cannot be told apart within 3 %."""
+    call_s: float = Field(default=60.0, gt=0)
+    """Time that a call of a variant may take while it is measured; one that takes longer is lost."""
     threads: int | None = Field(default=None, ge=1)
-    """Threads of an engine that is measured. By default those that a server gives each of its two engines."""
+    """Threads of an engine that is measured, and cores that they are pinned to. By default those that a server gives each of
+    its two engines."""
+    keep_mb: float = Field(default=2000.0, ge=0)
+    """Room for what conversions made and what was proved, below the home, for the next export of the same; 0 keeps nothing."""
     trusted_models: tuple[str, ...] = ()
     """Names of registered models that are opened as if with --trust."""
 
@@ -348,6 +355,11 @@ class Settings(BaseSettings):
     def bundles(self) -> Path:
         """Bundles by digest: what exports wrote and what servers fetched."""
         return self.home / "bundles"
+
+    @property
+    def conversions(self) -> Path:
+        """What conversions made and what was proved, by all that decides about it."""
+        return self.home / "conversions"
 
     @property
     def data_folder(self) -> Path:

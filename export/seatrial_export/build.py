@@ -19,12 +19,13 @@ from seatrial.errors import ConversionFailed
 from seatrial.machine import this_machine
 from seatrial.settings import Settings
 from seatrial.tensors import Signature
-from seatrial_export import child, convert, package, prune, quantize, sensitivity
+from seatrial_export import convert, package, prune, quantize, sensitivity
 from seatrial_export.candidate import Candidate, Compression, Lost, Precision, Verdict
 from seatrial_export.child import AT_ONCE, Limits
 from seatrial_export.program import TORCH_PROGRAM
 from seatrial_export.samples import calls, count, joined, write_arrays
 from seatrial_export.sensitivity import Layer
+from seatrial_export.shelf import Shelf
 from seatrial_export.source import Source
 from seatrial_models.program import dynamic_axes
 from seatrial_training.retrainable import NotRetrainable
@@ -227,7 +228,8 @@ class Workshop:
         self, step: ModuleType, job: msgspec.Struct, folder: Path, answer: type[Answer], *, time_s: float | None = None
     ) -> Answer:
         limits = self.limits if time_s is None else replace(self.limits, time_s=time_s)
-        return child.run(step.__name__, job, folder=folder, answer=answer, limits=limits, given_up=self.given_up)
+        shelf = Shelf.of(self.settings, self.source.dataset)
+        return shelf.run(step.__name__, job, folder=folder, answer=answer, limits=limits, given_up=self.given_up)
 
 
 def unbuilt(candidate: Candidate, error: ConversionFailed) -> Lost:

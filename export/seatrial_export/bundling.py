@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import version as installed
-from importlib.util import find_spec
 from pathlib import Path
 
 from seatrial.bundle import Bundle, Evidence, Sibling, write_bundle
@@ -14,11 +12,9 @@ from seatrial.machine import this_machine
 from seatrial_export.choose import Budget, Variant
 from seatrial_export.golden import record
 from seatrial_export.source import SEED, Source
+from seatrial_export.tools import tools
 from seatrial_export.trial import Questions, Verified
 from seatrial_serving.engines import open_engine, proof
-
-TOOLS = ("onnx", "onnxruntime", "onnxscript", "torch", "torch-pruning")
-OPTIONAL_TOOLS = ("openvino",)
 
 
 def bundle_up(verified: Verified, questions: Questions, *, aside: Path, store: Path, threads: int) -> Bundle:
@@ -26,7 +22,8 @@ def bundle_up(verified: Verified, questions: Questions, *, aside: Path, store: P
 
     Raises `GoldenMismatch` where it does not repeat itself: such a bundle gets nowhere.
     """
-    recording = record(questions.exam, verified.proof, source=questions.answer, variant=verified.engine.predict)
+    with closing(open_engine(verified.bundle, threads=threads)) as engine:
+        recording = record(questions.exam, verified.proof, source=questions.answer, variant=engine.predict)
     draft = replace(
         verified.draft, golden=recording.golden, source_bounds=recording.source, rerun_bounds=recording.rerun
     )
@@ -56,8 +53,10 @@ def add_evidence(
             ),
             quality=variant.quality,
             agreement=variant.proof.agreement,
-            timings=(variant.alone, variant.throughput),
+            timings=variant.timings,
             size_bytes=variant.size_bytes,
+            memory_bytes=variant.memory_bytes,
+            load_s=variant.load_s,
             budget=budget.as_dict(),
             siblings=tuple(_sibling(each) for each in of_version if each.digest != bundle.digest),
         )
@@ -73,8 +72,3 @@ def _sibling(bundle: Bundle) -> Sibling:
         engine=manifest.engine,
         hardware=manifest.hardware,
     )
-
-
-def tools() -> dict[str, str]:
-    """The versions of what converts, compresses and runs."""
-    return {name: installed(name) for name in (*TOOLS, *filter(find_spec, OPTIONAL_TOOLS))}

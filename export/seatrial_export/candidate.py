@@ -175,6 +175,7 @@ class Verdict(StrEnum):
     OVER_BUDGET = "over the budget"
     NOT_ENOUGH_EVIDENCE = "not enough evidence"
     UNFAITHFUL = "answers differently"
+    NOT_MEASURED = "not measured"
     NOT_BUILT = "not built"
     NOT_APPLICABLE = "not applicable"
 

@@ -6,6 +6,7 @@ by hand. Knows nothing of models. What a child may do is limited against acciden
 """
 
 import ctypes
+import math
 import os
 import resource
 import shlex
@@ -43,11 +44,15 @@ Answer = TypeVar("Answer", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a child may take. `memory_bytes` is resident memory: a limit on address space breaks torch."""
+    """What a child may take. `memory_bytes` is resident memory: a limit on address space breaks torch.
+
+    `until` is when, on the monotonic clock, all children end together.
+    """
 
     time_s: float
     memory_bytes: int
     threads: int
+    until: float = math.inf
 
 
 def child_limits(settings: "Settings") -> Limits:
@@ -104,7 +109,15 @@ def run(
             again = shlex.join(["env", "-C", str(folder), "-i", *assignments, *command])
             raise ConversionFailed(str(end), log=str(folder / LOG), command=again) from None
         finally:
-            _kill_session(process)
+            kill_session(process)
+
+
+def answer_in(folder: Path, answer: type[Answer]) -> Answer:
+    """What a child left there that has done its job. Raises `ConversionFailed` where that is none."""
+    try:
+        return _read_answer(folder, 0, answer)
+    except _Ended as end:
+        raise ConversionFailed(str(end)) from None
 
 
 def environment(given: Mapping[str, str], *, threads: int, home: Path) -> dict[str, str]:
@@ -130,6 +143,8 @@ def _watch(process: subprocess.Popen[bytes], limits: Limits, given_up: threading
             raise _Ended("was killed, because the export ended without it")
         if time.monotonic() > deadline:
             raise _Ended(f"did not finish within {limits.time_s:g} s and was killed")
+        if time.monotonic() > limits.until:
+            raise _Ended("was killed, because the time for the whole export did not allow more")
         if (taken := resident_bytes(process.pid)) > limits.memory_bytes:
             raise _Ended(
                 f"took {taken / 2**20:.0f} MiB of memory, more than the {limits.memory_bytes / 2**20:.0f} allowed, "
@@ -151,23 +166,28 @@ def resident_bytes(pid: int) -> int:
     return own + sum(map(resident_bytes, children))
 
 
-def _kill_session(process: subprocess.Popen[bytes]) -> None:
+def kill_session(process: subprocess.Popen[bytes]) -> None:
     """Nothing that the child started survives it."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
+def ending(code: int) -> str:
+    """In words, of a process that gave no answer; `code` as `subprocess` gives it."""
+    return f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code} and no answer"
+
+
 def _read_answer(folder: Path, code: int, answer: type[Answer]) -> Answer:
     if code < 0:
-        raise _Ended(f"crashed with {signal.Signals(-code).name}")
+        raise _Ended(ending(code))
     try:
         outcome = msgspec.json.decode((folder / ANSWER).read_bytes(), type=_Outcome)
         if outcome.failure:
             raise _Ended(outcome.failure)
         return msgspec.json.decode(outcome.answer, type=answer)
     except FileNotFoundError:
-        raise _Ended(f"ended with exit code {code} and no answer") from None
+        raise _Ended(ending(code)) from None
     except msgspec.MsgspecError as error:
         raise _Ended(f"gave an answer that cannot be read: {error}") from error
 
@@ -177,7 +197,7 @@ def _read_answer(folder: Path, code: int, answer: type[Answer]) -> Answer:
 
 def work(job: type[Job], step: Callable[[Job], msgspec.Struct]) -> None:
     """The whole `main` of a child: read the job, do the step, write what came of it."""
-    _die_with_parent()
+    die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         answer = step(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=job))
@@ -194,7 +214,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Have the kernel kill this process when its parent dies, so that a killed export leaves none behind."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -1,19 +1,39 @@
 """Which variant becomes the bundle: the cheapest that meets the whole budget, and why each other one lost.
 
-Cheap means latency per row at the throughput batch. Of variants whose intervals overlap the cheapest's, the more
-accurate is taken, and of equals the simpler.
+What a variant costs is cores x time: what a row in a full batch takes, times the threads that work on it. All variants of an
+export have the same number of threads, so the time orders them. Whoever is proved, by rounds in which both took part, to be
+within 3 % of every other one counts as being as cheap as they: of those the more accurate is taken, and of equals the simpler.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from enum import StrEnum
+from operator import ge
 from typing import Protocol
 
 from seatrial.bundle.evidence import Quality, Timing
 from seatrial.errors import InvalidSettings
+from seatrial.intervals import Interval
 from seatrial.spelling import did_you_mean
 from seatrial_export.candidate import Candidate, Verdict
+from seatrial_export.measure import ratio
 from seatrial_export.quality import ENOUGH_ROWS, MIN_COSINE
 from seatrial_export.verify import Proof
+
+ALIKE = 1.03
+"""A ratio of times that is not worth a worse answer."""
+FAR = 1.25
+"""Nobody whose median is so many times the lowest can be as cheap, whatever their rounds say."""
+FLOORS = ("metric", "throughput")
+"""What must be at least as large as its limit; all else at most."""
+
+
+class Objective(StrEnum):
+    """What is wanted most, of variants that meet the budget; where that leaves several, the cheapest of them is taken."""
+
+    CHEAPEST = "cheapest"
+    SIZE = "size"
+    ACCURACY = "accuracy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,12 +42,19 @@ class Budget:
 
     accuracy_drop: float = 0.01
     """At most so much accuracy lost, at the upper end of the 95 % interval; without labels, so much disagreement."""
+    metric: float | None = None
+    """At least so good at the task, by its own metric on the held-out rows."""
+    p50_ms: float | None = None
     p99_ms: float | None = None
-    """Latency of one row alone."""
+    """Latency of the smallest batch that is timed: of one row alone, unless other sizes are named."""
+    throughput: float | None = None
+    """At least so many rows a second from one engine, in the largest batch that is timed."""
     size_mb: float | None = None
     """Of the model file, in 10^6 bytes."""
     memory_mb: float | None = None
-    """Resident memory that a process takes for the engine, above what it had before, in 10^6 bytes."""
+    """Memory that a process takes for the engine, above what it had before, in 10^6 bytes."""
+    load_s: float | None = None
+    """From opening the bundle to the first answer, in a process that has the engine's library imported."""
 
     @staticmethod
     def parse(limits: Iterable[str]) -> "Budget":
@@ -66,24 +93,40 @@ class Scored(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A candidate that was verified and measured."""
+    """A candidate that was verified and measured.
+
+    `alone` and `throughput` are of the smallest and of the largest batch, `more` of the sizes between; `rounds` has what a call
+    of `throughput` took, by the number of the round.
+    """
 
     candidate: Candidate
     proof: Proof
     quality: Quality
     alone: Timing
     throughput: Timing
+    rounds: Mapping[int, float]
     size_bytes: int
-    memory_bytes: int | None = None
+    memory_bytes: int
+    load_s: float
+    more: tuple[Timing, ...] = ()
 
     @property
     def row_ms(self) -> float:
         return self.throughput.p50_ms / self.throughput.batch
 
+    @property
+    def timings(self) -> tuple[Timing, ...]:
+        """Each once, that of the latency first."""
+        return tuple(dict.fromkeys((self.alone, self.throughput, *self.more)))
+
+    @property
+    def rows_per_second(self) -> float:
+        return 1000 / self.row_ms
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """A variant's verdict, with the reason in one sentence. `on_front`: no other is both better and faster."""
+    """A variant's verdict, with the reason in one sentence. `on_front`: see `on_front`."""
 
     variant: Variant
     verdict: Verdict
@@ -91,15 +134,39 @@ class Judgement:
     on_front: bool
 
 
-def choose(variants: Sequence[Variant], budget: Budget) -> tuple[Judgement, ...]:
+def choose(
+    variants: Sequence[Variant], budget: Budget, objective: Objective = Objective.CHEAPEST
+) -> tuple[Judgement, ...]:
     """One judgement for each variant, in their order; at most one is `CHOSEN`."""
     refusals = {variant.candidate: _refusal(variant, budget) for variant in variants}
     admitted = [variant for variant in variants if refusals[variant.candidate] is None]
-    winner = _cheapest(admitted) if admitted else None
+    winner = _as_cheap(_wanted(admitted, objective)) if admitted else None
     return tuple(
-        _judgement(variant, refusals[variant.candidate], winner, on_front=on_front(variant, variants))
+        _judgement(variant, refusals[variant.candidate], winner, objective, on_front=on_front(variant, variants))
         for variant in variants
     )
+
+
+def undecided(variants: Sequence[Variant], budget: Budget, objective: Objective) -> tuple[Variant, ...]:
+    """The two fastest that the objective leaves, if nobody can say yet whether they differ, and by as much as 3 %."""
+    admitted = [variant for variant in variants if _refusal(variant, budget) is None]
+    first = sorted(_wanted(admitted, objective), key=lambda variant: variant.row_ms)[:2]
+    return tuple(first) if len(first) == 2 and _blurred(ratio(first[1].rounds, first[0].rounds)) else ()
+
+
+def noise(pair: Sequence[Variant]) -> str:
+    """What is said of two that stayed undecided, in a clause."""
+    one, other = pair
+    found = ratio(other.rounds, one.rounds)
+    return (
+        f"{one.candidate.name} and {other.candidate.name} could not be told apart in {len(one.rounds)} rounds: this machine is "
+        f"too noisy, the second takes {found.low:.3f} to {found.high:.3f} of the first's time"
+    )
+
+
+def _blurred(found: Interval) -> bool:
+    """Whether two may be equal, and may as well be further apart than what counts."""
+    return found.low <= 1 <= found.high and (found.low < 1 / ALIKE or found.high > ALIKE)
 
 
 def _refusal(variant: Variant, budget: Budget) -> tuple[Verdict, str] | None:
@@ -107,8 +174,13 @@ def _refusal(variant: Variant, budget: Budget) -> tuple[Verdict, str] | None:
 
 
 def quality_refusal(variant: Scored, budget: Budget) -> tuple[Verdict, str] | None:
+    """What the budget says about the answers, and not about what they cost."""
+    return _drop_refusal(variant, budget.accuracy_drop) or _metric_refusal(variant.quality, budget.metric)
+
+
+def _drop_refusal(variant: Scored, allowed: float) -> tuple[Verdict, str] | None:
     """None for a float variant without compression: its answers are the source's, within rounding, by proof."""
-    quality, allowed = variant.quality, budget.accuracy_drop
+    quality = variant.quality
     if not variant.candidate.lossy:
         return None
     if quality.basis == "agreement":
@@ -143,59 +215,107 @@ def _agreement_refusal(variant: Scored, allowed: float) -> tuple[Verdict, str] |
     return None
 
 
-def _cost_refusal(variant: Variant, budget: Budget) -> tuple[Verdict, str] | None:
-    costs = (
-        ("its p99 latency is", variant.alone.p99_ms, budget.p99_ms, "ms"),
-        ("its model file has", variant.size_bytes / 1e6, budget.size_mb, "MB"),
-        (
-            "its engine takes",
-            None if variant.memory_bytes is None else variant.memory_bytes / 1e6,
-            budget.memory_mb,
-            "MB of memory",
-        ),
-    )
-    for what, found, allowed, unit in costs:
-        if found is not None and allowed is not None and found > allowed:
-            return Verdict.OVER_BUDGET, f"{what} {found:.4g} {unit}; the budget is {allowed:g}"
+def _metric_refusal(quality: Quality, floor: float | None) -> tuple[Verdict, str] | None:
+    """The floor is held against the metric itself: the rows are the same for every variant."""
+    if floor is None:
+        return None
+    if quality.basis == "agreement":
+        return Verdict.NOT_ENOUGH_EVIDENCE, "the budget has a floor for the metric, and no labels came with the model"
+    if quality.value < floor:
+        return Verdict.OVER_BUDGET, f"its {quality.metric} is {quality.value:.4f}; the budget asks for {floor:g}"
     return None
 
 
-def _cheapest(admitted: Sequence[Variant]) -> Variant:
-    fastest = min(admitted, key=lambda variant: variant.row_ms)
-    alike = [variant for variant in admitted if _cannot_be_told_apart(variant, fastest)]
-    return max(alike, key=lambda variant: variant.quality.value)  # the first of equals, which is the simplest
+def _cost_refusal(variant: Variant, budget: Budget) -> tuple[Verdict, str] | None:
+    costs = (
+        ("its median latency is", variant.alone.p50_ms, budget.p50_ms, "ms"),
+        ("its p99 latency is", variant.alone.p99_ms, budget.p99_ms, "ms"),
+        ("its model file has", variant.size_bytes / 1e6, budget.size_mb, "MB"),
+        ("its engine takes", variant.memory_bytes / 1e6, budget.memory_mb, "MB of memory"),
+        ("its engine takes", variant.load_s, budget.load_s, "s to load"),
+    )
+    for what, found, allowed, unit in costs:
+        if allowed is not None and found > allowed:
+            return Verdict.OVER_BUDGET, f"{what} {found:.4g} {unit}; the budget is {allowed:g}"
+    if budget.throughput is not None and variant.rows_per_second < budget.throughput:
+        found = variant.rows_per_second
+        return Verdict.OVER_BUDGET, f"it answers {found:.4g} rows a second; the budget asks for {budget.throughput:g}"
+    return None
 
 
-def _cannot_be_told_apart(one: Variant, other: Variant) -> bool:
-    a, b = one.throughput, other.throughput
-    return a.low_ms <= b.high_ms and b.low_ms <= a.high_ms
+def _wanted(admitted: Sequence[Variant], objective: Objective) -> Sequence[Variant]:
+    """Those of which none is better by the objective itself."""
+    if objective is Objective.SIZE:
+        least = min((variant.size_bytes for variant in admitted), default=0)
+        return [variant for variant in admitted if variant.size_bytes == least]
+    if objective is Objective.ACCURACY:
+        best = max((variant.quality.value for variant in admitted), default=0.0)
+        return [variant for variant in admitted if variant.quality.value == best]
+    return admitted
+
+
+def _as_cheap(admitted: Sequence[Variant]) -> Variant:
+    """The most accurate of the cheapest, the first of equals: that is the simplest."""
+    least = min(variant.row_ms for variant in admitted)
+    near = [variant for variant in admitted if variant.row_ms <= FAR * least]
+    regrets = [_regret(variant, near) for variant in near]
+    bound = max(ALIKE, min(regrets))
+    alike = [variant for variant, regret in zip(near, regrets, strict=True) if regret <= bound]
+    return max(alike, key=lambda variant: variant.quality.value)
+
+
+def _regret(variant: Variant, others: Sequence[Variant]) -> float:
+    """How many times what another one costs it may cost, at the upper end of the interval."""
+    return max((ratio(variant.rounds, other.rounds).high for other in others if other is not variant), default=1.0)
 
 
 def _judgement(
-    variant: Variant, refusal: tuple[Verdict, str] | None, winner: Variant | None, *, on_front: bool
+    variant: Variant,
+    refusal: tuple[Verdict, str] | None,
+    winner: Variant | None,
+    objective: Objective,
+    *,
+    on_front: bool,
 ) -> Judgement:
     if refusal is not None:
         verdict, reason = refusal
     elif variant is winner:
-        verdict, reason = Verdict.CHOSEN, f"the cheapest that meets the budget: {variant.row_ms:.4g} ms a row"
+        verdict, reason = Verdict.CHOSEN, _why(variant, objective)
     else:
         assert winner is not None, "one that meets the budget and no winner: this is a bug"
-        verdict, reason = Verdict.ADMITTED, _why_not(variant, winner)
+        verdict, reason = Verdict.ADMITTED, _why_not(variant, winner, objective)
     return Judgement(variant=variant, verdict=verdict, reason=reason, on_front=on_front)
 
 
-def _why_not(variant: Variant, winner: Variant) -> str:
-    if _cannot_be_told_apart(variant, winner):
-        better = "is more accurate" if winner.quality.value > variant.quality.value else "is simpler"
-        return f"as fast as {winner.candidate.name}, within what can be told apart, but that one {better}"
-    return f"slower: {variant.row_ms:.4g} ms a row, {winner.candidate.name} takes {winner.row_ms:.4g}"
+def _why(winner: Variant, objective: Objective) -> str:
+    if objective is Objective.SIZE:
+        return f"the smallest that meets the budget: {winner.size_bytes / 1e6:.4g} MB"
+    if objective is Objective.ACCURACY:
+        return f"the best that meets the budget: {winner.quality.metric} {winner.quality.value:.4f}"
+    return f"the cheapest that meets the budget: {winner.row_ms:.4g} ms a row"
+
+
+def _why_not(variant: Variant, winner: Variant, objective: Objective) -> str:
+    name, quality = winner.candidate.name, winner.quality
+    if objective is Objective.SIZE and variant.size_bytes > winner.size_bytes:
+        return f"larger: {variant.size_bytes / 1e6:.4g} MB, {name} has {winner.size_bytes / 1e6:.4g}"
+    if objective is Objective.ACCURACY and variant.quality.value < quality.value:
+        return f"less accurate: {quality.metric} {variant.quality.value:.4f}, {name} has {quality.value:.4f}"
+    found = ratio(variant.rounds, winner.rounds)
+    if found.low > 1:
+        return f"slower: {variant.row_ms:.4g} ms a row, {name} takes {winner.row_ms:.4g}"
+    if found.high > ALIKE:
+        return f"it may take up to {found.high:.3g} times as long as {name}: the rounds could not tell them apart"
+    better = "more accurate" if quality.value > variant.quality.value else "simpler"
+    return f"as fast as {name} within {100 * (ALIKE - 1):.0f} %, but that one is {better}"
 
 
 def on_front(variant: Variant, variants: Sequence[Variant]) -> bool:
-    """Whether no other variant is at least as good and as fast, and better in one of the two."""
+    """Whether no other variant is at least as good, fast, small and light in memory, and better in one of the four."""
+    ours = _merits(variant)
+    return not any(theirs != ours and all(map(ge, theirs, ours)) for theirs in map(_merits, variants))
 
-    def dominates(other: Variant) -> bool:
-        better, faster = other.quality.value - variant.quality.value, variant.row_ms - other.row_ms
-        return better >= 0 and faster >= 0 and (better > 0 or faster > 0)
 
-    return not any(dominates(other) for other in variants)
+def _merits(variant: Variant) -> tuple[float, float, int, int]:
+    """The more the better. Memory counts in whole MiB: less is the allocator's mood."""
+    return variant.quality.value, -variant.row_ms, -variant.size_bytes, -round(variant.memory_bytes / 2**20)

@@ -13,7 +13,24 @@ from seatrial.errors import InvalidSettings
 @click.option("--target", "targets", multiple=True, help="What to build for; repeat for several.  [default: onnx-cpu]")
 @click.option(
     "--budget", "limits", multiple=True, metavar="KEY=VALUE",
-    help="A limit: accuracy_drop (0.01 by default), p99_ms, size_mb, memory_mb. Repeat for several.",
+    help="A limit: accuracy_drop (0.01 by default), p50_ms, p99_ms, size_mb, memory_mb, load_s at most, metric and "
+    "throughput (rows a second) at least. Repeat for several.",
+)  # fmt: skip
+@click.option(
+    "--objective", type=click.Choice(["cheapest", "size", "accuracy"]), default="cheapest", show_default=True,
+    help="What is wanted most within the budget: least time of a core for a row, the smallest file, or the best quality.",
+)  # fmt: skip
+@click.option(
+    "--batch", "batches", multiple=True, type=click.IntRange(1), metavar="ROWS",
+    help="Time calls of so many rows; latency counts at the smallest, cost at the largest.  [default: 1 and up to 32]",
+)  # fmt: skip
+@click.option(
+    "--length", "lengths", multiple=True, type=click.IntRange(1),
+    help="Time sequences of this length; both count at the largest.  [default: rows as they come]",
+)  # fmt: skip
+@click.option(
+    "--minutes", type=click.FloatRange(0, min_open=True),
+    help="Time for all of it: then the best that was proved until then is taken.  [default: no limit]",
 )  # fmt: skip
 @click.option(
     "--candidate", "names", multiple=True,
@@ -30,6 +47,10 @@ def export(
     model: str,
     targets: tuple[str, ...],
     limits: tuple[str, ...],
+    objective: str,
+    batches: tuple[int, ...],
+    lengths: tuple[int, ...],
+    minutes: float | None,
     names: tuple[str, ...],
     samples: Path | None,
     trust: bool,
@@ -45,13 +66,15 @@ def export(
       seatrial export models:/digits-cnn/1
       seatrial export digits-cnn/1 --target onnx-cpu --target openvino-cpu
       seatrial export my-model/3 --samples rows.npz --budget p99_ms=5 --budget size_mb=20
+      seatrial export my-encoder/1 --batch 1 --batch 8 --length 128 --objective accuracy --budget throughput=40
     """
     import msgspec
 
     from seatrial.registry import ModelRef
     from seatrial.settings import load_settings
     from seatrial_export.candidate import CANDIDATES, DEFAULT_TARGETS, named
-    from seatrial_export.choose import Budget
+    from seatrial_export.choose import Budget, Objective
+    from seatrial_export.contest import Sizes
     from seatrial_export.export import Request, attempt
     from seatrial_export.summary import Progress, summary
 
@@ -61,8 +84,11 @@ def export(
             ref=ModelRef.parse(model),
             targets=tuple(dict.fromkeys((*(targets or DEFAULT_TARGETS), *(each.target for each in asked)))),
             budget=Budget.parse(limits),
+            objective=Objective(objective),
+            sizes=Sizes(batches=batches, lengths=lengths),
             samples=samples,
             trust=trust,
+            minutes=minutes,
             candidates=tuple(dict.fromkeys((*CANDIDATES, *asked))),
         )
     except InvalidSettings as error:

@@ -5,10 +5,11 @@ what each of them knows is in its own.
 """
 
 import functools
+import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,32 +23,46 @@ from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
 from seatrial.spelling import did_you_mean
 from seatrial_export.build import Built, Tell, Workshop, building
-from seatrial_export.bundling import add_evidence, bundle_up, tools
+from seatrial_export.bundling import add_evidence, bundle_up
 from seatrial_export.candidate import CANDIDATES, DEFAULT_TARGETS, TARGETS, Candidate, Lost, Verdict
 from seatrial_export.child import Limits, child_limits
-from seatrial_export.choose import Budget, Judgement, Variant, choose
+from seatrial_export.choose import Budget, Judgement, Objective, Variant, choose, undecided
+from seatrial_export.contest import Outcome, Pace, Sizes, contest
 from seatrial_export.logged import Trust
-from seatrial_export.memory import measure_memory
+from seatrial_export.measure import Clock
 from seatrial_export.mix import Mixed, Mixer, Tried
 from seatrial_export.page import PAGE, draw
 from seatrial_export.publish import REPORT_FOLDER, export_run
 from seatrial_export.quality import ENOUGH_ROWS
 from seatrial_export.report import Report, Row, rows, verdict_sentence
 from seatrial_export.samples import count
+from seatrial_export.sensitivity import Layer
+from seatrial_export.shelf import Shelf
 from seatrial_export.source import Source, download, open_source
-from seatrial_export.trial import Questions, Verified, ask_source, examine, time_all
+from seatrial_export.stand import Stand, Terms
+from seatrial_export.tools import tools
+from seatrial_export.trial import Questions, Verified, ask_source, examine
 from seatrial_export.workplace import undisturbed, workplace
+
+BUILT_BY, VERIFIED_BY = 0.7, 0.9
+"""The parts of the time for an export after which nothing more is built, and nothing more verified."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What somebody wants exported, and how. `candidates` are tried where their target is among `targets`."""
+    """What somebody wants exported, and how. `candidates` are tried where their target is among `targets`.
+
+    After `minutes` nothing new is begun: the best that was proved until then is taken.
+    """
 
     ref: ModelRef
     targets: Sequence[str] = DEFAULT_TARGETS
     budget: Budget = field(default_factory=Budget)
+    objective: Objective = Objective.CHEAPEST
+    sizes: Sizes = field(default_factory=Sizes)
     samples: Path | None = None
     trust: bool = False
+    minutes: float | None = None
     candidates: Sequence[Candidate] = CANDIDATES
 
     def __post_init__(self) -> None:
@@ -93,14 +108,13 @@ def attempt(request: Request, settings: Settings, *, tell: Tell = lambda *_: Non
     registry = EmbeddedRegistry(settings)
     version = registry.resolve(request.ref)
     with workplace(settings.home, version) as place, export_run(registry, version, settings) as run:
-        work = _Work(request=request, version=version, settings=settings, place=place, tell=tell)
-        with ExitStack() as engines:
-            report, bundles = work.do(run.id, engines)
+        work = Work(request=request, version=version, settings=settings, place=place, tell=tell)
+        report, bundles = work.do(run.id)
         draw(report, place / PAGE)
         run.publish(
             bundles, report, page=place / PAGE, store=settings.bundles, tell=functools.partial(tell, "registry")
         )
-        if not any(row.command for row in report.rows):  # else what a failed child left stays, to be looked at
+        if not any(row.log for row in report.rows):  # else what a failed child left stays, to be looked at
             shutil.rmtree(place)
     return Exported(
         report=report,
@@ -111,8 +125,19 @@ def attempt(request: Request, settings: Settings, *, tell: Tell = lambda *_: Non
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """One export, between the registry that it reads and the registry that it writes."""
+class Examined:
+    """Everything that is to be measured, and what was lost until then; `layers` are those of which INT8's cost was asked."""
+
+    source: Source
+    questions: Questions
+    verified: tuple[Verified, ...]
+    lost: tuple[Lost, ...]
+    layers: Mapping[Candidate, tuple[Layer, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One export, between the registry that it reads and the registry that it writes; `place` is an empty folder of its own."""
 
     request: Request
     version: ModelVersion
@@ -120,38 +145,83 @@ class _Work:
     place: Path
     tell: Tell
     seconds: dict[str, float] = field(default_factory=dict)
+    clock: Clock = time.monotonic
+    began: float = field(default_factory=time.monotonic)
 
-    def do(self, run_id: str, engines: ExitStack) -> tuple[Report, dict[str, Bundle]]:
-        """All steps; `engines` gets what must be closed afterwards."""
-        candidates = [each for each in self.request.candidates if each.target in self.request.targets]
+    def do(self, run_id: str) -> tuple[Report, dict[str, Bundle]]:
+        """All steps."""
+        with self.stand() as stand:
+            examined = self.examine(stand)
+            with self._step("measuring"), undisturbed(self.settings.home):
+                outcome = self.measure(examined, stand)
+        judgements = self.judge(outcome.variants)
+        with self._step("bundling"):
+            bundles = self._bundle(judgements, examined, run_id=run_id)
+        found = rows(self._candidates, judgements, examined.lost + outcome.lost, examined.layers)
+        return self._report(found, bundles, examined.source, outcome.notes, run_id=run_id), bundles
+
+    def stand(self) -> Stand:
+        limits = self._limits
+        return Stand(self.place, Terms.of(limits, threads=self._threads, call_s=self.settings.export.call_s))
+
+    def examine(self, stand: Stand) -> Examined:
+        """Build and verify all candidates; `stand` gets ready for them meanwhile."""
         with self._step("reading"):
             source = self._read()
-        first = [each for each in candidates if not each.mixed]
+        first = [each for each in self._candidates if not each.mixed]
         with building(
-            first, source, folder=self.place, settings=self.settings, limits=self._limits, tell=self.tell
+            first, source, folder=self.place, settings=self.settings, limits=self._build_limits, tell=self.tell
         ) as underway:
             with self._step("asking the source"):  # while the first children import what they need
                 questions = ask_source(source)
             with self._step("building"):
                 built = [each.result() for each in underway]
         with self._step("verifying"):
-            examined = [self._examine(each, source, questions, engines) for each in built]
+            for each in built:
+                if isinstance(each, Built):
+                    stand.prepare(each.candidate.engine.name)
+            examined: list[Verified | Lost] = []
+            for each in built:
+                late = self._left_s(VERIFIED_BY) <= 0 and any(isinstance(other, Verified) for other in examined)
+                examined.append(_too_late(each) if late else self._examine(each, source, questions))
         with self._step("mixing"):
-            mixed = self._mix(candidates, list(zip(built, examined, strict=True)), source, questions, engines)
+            mixed = self._mix(list(zip(built, examined, strict=True)), source, questions)
         examined += [each.found for each in mixed]
-        verified = [each for each in examined if isinstance(each, Verified)]
-        with self._step("measuring"), undisturbed(self.settings.home):
-            variants = self._measure(verified, source)
-        judgements = [
-            judgement
-            for target in self.request.targets
-            for judgement in choose([v for v in variants if v.candidate.target == target], self.request.budget)
-        ]
-        with self._step("bundling"):
-            bundles = self._bundle(judgements, verified, source, questions, run_id=run_id)
-        lost = [each for each in examined if isinstance(each, Lost)]
-        layers = {each.found.candidate: each.layers for each in mixed}
-        return self._report(rows(candidates, judgements, lost, layers), bundles, source, run_id=run_id), bundles
+        return Examined(
+            source=source,
+            questions=questions,
+            verified=tuple(each for each in examined if isinstance(each, Verified)),
+            lost=tuple(each for each in examined if isinstance(each, Lost)),
+            layers={each.found.candidate: each.layers for each in mixed},
+        )
+
+    def measure(self, examined: Examined, stand: Stand) -> Outcome:
+        for each in examined.verified:
+            self.tell(each.candidate.name, "measuring")
+        return contest(
+            examined.verified,
+            examined.source.rows,
+            stand=stand,
+            folder=self.place / "calls",
+            sizes=self.request.sizes,
+            pace=self._pace,
+            undecided=self._undecided,
+        )
+
+    def judge(self, variants: Sequence[Variant]) -> list[Judgement]:
+        budget, objective = self.request.budget, self.request.objective
+        return [judgement for some in self._by_target(variants) for judgement in choose(some, budget, objective)]
+
+    def _undecided(self, variants: Sequence[Variant]) -> list[tuple[Variant, ...]]:
+        budget, objective = self.request.budget, self.request.objective
+        return [pair for some in self._by_target(variants) if (pair := undecided(some, budget, objective))]
+
+    def _by_target(self, variants: Sequence[Variant]) -> list[list[Variant]]:
+        return [[each for each in variants if each.candidate.target == target] for target in self.request.targets]
+
+    @property
+    def _candidates(self) -> list[Candidate]:
+        return [each for each in self.request.candidates if each.target in self.request.targets]
 
     def _read(self) -> Source:
         trust = Trust(
@@ -161,78 +231,51 @@ class _Work:
             command=f"seatrial export {self.version}",
         )
         files = download(self.version, self.place / "model")
-        return open_source(self.version, self.settings, files=files, trust=trust, samples=self.request.samples)
+        source = open_source(self.version, self.settings, files=files, trust=trust, samples=self.request.samples)
+        self.request.sizes.check(source.signature)
+        return source
 
-    def _examine(
-        self, built: Built | Lost, source: Source, questions: Questions, engines: ExitStack
-    ) -> Verified | Lost:
+    def _examine(self, built: Built | Lost, source: Source, questions: Questions) -> Verified | Lost:
         if isinstance(built, Lost):
             return built
         self.tell(built.candidate.name, "verifying")
-        examined = examine(built, source, questions, store=self.place / "bundles", threads=self._threads)
-        if isinstance(examined, Verified):
-            engines.enter_context(closing(examined.engine))
-        return examined
+        return examine(
+            built, source, questions, store=self.place / "bundles", threads=self._threads,
+            shelf=Shelf.of(self.settings, source.dataset),
+        )  # fmt: skip
 
-    def _mix(
-        self,
-        candidates: Sequence[Candidate],
-        tried: Sequence[Tried],
-        source: Source,
-        questions: Questions,
-        engines: ExitStack,
-    ) -> list[Mixed]:
+    def _mix(self, tried: Sequence[Tried], source: Source, questions: Questions) -> list[Mixed]:
         """Nothing without enough rows to see that accuracy is missed."""
         mixer = Mixer(
             workshop=Workshop(
-                source=source, folder=self.place, settings=self.settings, limits=self._limits, tell=self.tell
+                source=source, folder=self.place, settings=self.settings, limits=self._build_limits, tell=self.tell
             ),
-            examine=lambda built: self._examine(built, source, questions, engines),
+            examine=lambda built: self._examine(built, source, questions),
             budget=self.request.budget,
-            for_s=self.settings.export.conversion_s,
+            for_s=min(self.settings.export.conversion_s, self._left_s(BUILT_BY)),
             enough=questions.held_out is not None or count(source.rows) >= ENOUGH_ROWS,
         )
-        return [mixer.mix(candidate, tried) for candidate in candidates if candidate.mixed]
+        return [mixer.mix(candidate, tried) for candidate in self._candidates if candidate.mixed]
 
-    def _measure(self, verified: Sequence[Verified], source: Source) -> list[Variant]:
-        for each in verified:
-            self.tell(each.candidate.name, "measuring")
-        for_s = self.settings.export.measure_s
-        variants = time_all(verified, source.rows, threads=self._threads, for_s=for_s)
-        if self.request.budget.memory_mb is None:
-            return variants
-        return [
-            replace(variant, memory_bytes=self._memory(each, batch=variant.throughput.batch))
-            for variant, each in zip(variants, verified, strict=True)
-        ]
-
-    def _memory(self, verified: Verified, *, batch: int) -> int:
-        folder = self.place / f"memory-{verified.candidate.name}"
-        limits = replace(self._limits, threads=self._threads)
-        return measure_memory(verified.bundle.path, batch=batch, folder=folder, limits=limits)
-
-    def _bundle(
-        self,
-        judgements: Sequence[Judgement],
-        verified: Sequence[Verified],
-        source: Source,
-        questions: Questions,
-        *,
-        run_id: str,
-    ) -> dict[str, Bundle]:
-        proved = {each.candidate: each for each in verified}
+    def _bundle(self, judgements: Sequence[Judgement], examined: Examined, *, run_id: str) -> dict[str, Bundle]:
+        proved = {each.candidate: each for each in examined.verified}
         chosen = {each.variant.candidate.target: each.variant for each in judgements if each.verdict is Verdict.CHOSEN}
         bundles = {}
         for target, variant in chosen.items():
             self.tell(variant.candidate.name, "bundling")
             bundles[target] = bundle_up(
-                proved[variant.candidate], questions,
+                proved[variant.candidate], examined.questions,
                 aside=self.place / "bundles", store=self.settings.bundles, threads=self._threads,
             )  # fmt: skip
         of_version = {**self._earlier(), **bundles}.values()
         for target, bundle in bundles.items():
             add_evidence(
-                bundle, chosen[target], source, budget=self.request.budget, run_id=run_id, of_version=of_version
+                bundle,
+                chosen[target],
+                examined.source,
+                budget=self.request.budget,
+                run_id=run_id,
+                of_version=of_version,
             )
         return bundles
 
@@ -246,7 +289,9 @@ class _Work:
                     found[tag.removeprefix(BUNDLE_TAG)] = open_bundle(place, expected=digest)
         return found
 
-    def _report(self, found: tuple[Row, ...], bundles: dict[str, Bundle], source: Source, *, run_id: str) -> Report:
+    def _report(
+        self, found: tuple[Row, ...], bundles: dict[str, Bundle], source: Source, notes: tuple[str, ...], *, run_id: str
+    ) -> Report:
         return Report(
             model=str(self.version),
             verdict=" ".join(verdict_sentence(target, found) for target in self.request.targets),
@@ -254,8 +299,9 @@ class _Work:
             chosen={row.target: row.name for row in found if row.verdict is Verdict.CHOSEN},
             bundles={target: bundle.digest for target, bundle in bundles.items()},
             budget=self.request.budget.as_dict(),
+            objective=self.request.objective,
             rows=found,
-            notes=source.notes,
+            notes=source.notes + notes,
             machine=this_machine(),
             tools=tools(),
             seconds=self.seconds,
@@ -278,3 +324,27 @@ class _Work:
     @property
     def _limits(self) -> Limits:
         return child_limits(self.settings)
+
+    @property
+    def _pace(self) -> Pace:
+        """As the settings have it, as far as there is time for two sizes of call."""
+        settings, left_s = self.settings.export, max(0.0, self._left_s(1))
+        for_s = min(settings.measure_s, left_s / 2)
+        return Pace(for_s=for_s, longer_s=min(for_s * settings.measure_longer, max(0.0, left_s - 2 * for_s)))
+
+    @property
+    def _build_limits(self) -> Limits:
+        return replace(self._limits, until=time.monotonic() + self._left_s(BUILT_BY))
+
+    def _left_s(self, part: float) -> float:
+        """Until this part of the time has passed that there is for all of it."""
+        if self.request.minutes is None:
+            return math.inf
+        return self.began + 60 * part * self.request.minutes - self.clock()
+
+
+def _too_late(built: Built | Lost) -> Lost:
+    if isinstance(built, Lost):
+        return built
+    reason = "the time for the whole export was over before it could be verified"
+    return Lost(candidate=built.candidate, verdict=Verdict.NOT_MEASURED, reason=reason)

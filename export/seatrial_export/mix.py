@@ -84,15 +84,21 @@ class Mixer:
         most = int(MOST * len(layers))
         if not most:
             raise _Needless("the model has one layer, and nothing to leave in INT8 without it")
-        until, missed = time.monotonic() + self.for_s, ""
+        until, missed, enough = time.monotonic() + self.for_s, "", False
 
         def attempt(number: int) -> tuple[int, Verified] | None:
-            nonlocal missed
+            nonlocal missed, enough
             if missed and time.monotonic() > until:
                 return None
             floats = [layer.name for layer in layers[:number]]
-            examined = self.examine(self.workshop.mix(candidate, base, floats))
+            try:
+                examined = self.examine(self.workshop.mix(candidate, base, floats))
+            except ConversionFailed:
+                if not enough:
+                    raise
+                return None
             if isinstance(examined, Verified) and self._shortfall(examined) is None:
+                enough = True
                 return number, examined
             missed = f"even with {number} of {len(layers)} layers in float: {self._shortfall(examined)}"
             return None

@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 
 from seatrial_export.candidate import Verdict
+from seatrial_export.choose import FLOORS
 from seatrial_export.report import Report, Row
 
 PAGE = "report.html"
@@ -70,6 +71,7 @@ def draw(report: Report, path: Path) -> None:
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters |= {"px": "{:.1f}".format, "kind": _kind}
+    environment.globals |= {"floors": FLOORS}
     slowest = max((row.row_ms for row in report.rows if row.row_ms is not None), default=1.0)
     path.write_text(environment.get_template(TEMPLATE).render(report=report, plot=plot(report), slowest=slowest))
 
@@ -102,7 +104,7 @@ def plot(report: Report) -> Plot | None:
     values = [value for each in measured for value in (each.value, each.value_low)] + ([floor] if floor else [])
     x = _Scale.of([0.0, *(each.cost_high for each in measured)], low=LEFT, high=RIGHT)
     y = _Scale.of(values, low=BOTTOM, high=TOP)
-    front = _steps(sorted((x.place(each.cost), y.place(each.value)) for each in measured if each.row.on_front))
+    front = _steps([(x.place(each.cost), y.place(each.value)) for each in _unbeaten(measured)])
     return Plot(
         points=_points(measured, x, y),
         front=_path(front),
@@ -133,6 +135,15 @@ def _floor(report: Report) -> float | None:
     """Agreement is held against its limit itself, not at the end of its interval: there a line would mislead."""
     judged = [row.quality for row in report.rows if row.quality and row.quality.basis == "labels"]
     return judged[0].source_value - report.budget["accuracy_drop"] if judged else None
+
+
+def _unbeaten(measured: Sequence[_Measured]) -> list[_Measured]:
+    """Each is better than all that cost less; from the cheapest to the best."""
+    found: list[_Measured] = []
+    for each in sorted(measured, key=lambda each: (each.cost, -each.value)):
+        if not found or each.value > found[-1].value:
+            found.append(each)
+    return found
 
 
 def _steps(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -7,12 +7,12 @@ import msgspec
 from seatrial.bundle.evidence import Agreement, Quality, Timing
 from seatrial.machine import Machine
 from seatrial_export.candidate import Candidate, Lost, Verdict
-from seatrial_export.choose import Judgement
+from seatrial_export.choose import Judgement, Objective
 from seatrial_export.sensitivity import Layer
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One candidate; what was not measured is None. `row_ms` is its cost: latency per row at the throughput batch.
+    """One candidate; what was not measured is None. `row_ms` is its cost: latency per row in the largest batch that was timed.
 
     `layers` are those that were asked what INT8 costs them, the worst first.
     """
@@ -26,11 +26,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     on_front: bool = False
     size_bytes: int | None = None
     memory_bytes: int | None = None
+    load_s: float | None = None
     row_ms: float | None = None
     quality: Quality | None = None
     agreement: Agreement | None = None
     alone: Timing | None = None
     throughput: Timing | None = None
+    more: tuple[Timing, ...] = ()
     layers: tuple[Layer, ...] = ()
     log: str = ""
     command: str = ""
@@ -49,6 +51,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
             "row_ms": self.row_ms,
             "size_bytes": self.size_bytes,
             "memory_bytes": self.memory_bytes,
+            "load_s": self.load_s,
         }
         return {name: float(value) for name, value in found.items() if value is not None}
 
@@ -65,6 +68,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     chosen: dict[str, str]
     bundles: dict[str, str]
     budget: dict[str, float]
+    objective: Objective
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     machine: Machine
@@ -126,11 +130,13 @@ def _judged(judgement: Judgement) -> Row:
         on_front=judgement.on_front,
         size_bytes=variant.size_bytes,
         memory_bytes=variant.memory_bytes,
+        load_s=variant.load_s,
         row_ms=variant.row_ms,
         quality=variant.quality,
         agreement=variant.proof.agreement,
         alone=variant.alone,
         throughput=variant.throughput,
+        more=variant.more,
     )
 
 

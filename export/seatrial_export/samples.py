@@ -3,10 +3,13 @@
 A row is one entry along the first axis of every input. A model without a batch axis takes calls of one fixed size.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import msgspec
 import numpy as np
 
 from seatrial.errors import InvalidSource, WrongInput
@@ -70,6 +73,40 @@ def fixed_size(signature: Signature) -> int:
 def answers(predict: Predict, signature: Signature, inputs: Inputs, *, size: int) -> dict[str, Array]:
     """The outputs for all rows of `inputs`, asked in calls of `size`."""
     return joined([dict(predict(call)) for call in calls(signature, inputs, size=size)])
+
+
+def digest_of(value: object) -> str:
+    """Of all arrays, words and numbers in `value`, however they are put together."""
+    found = hashlib.sha256()
+    for part in _parts(value):
+        found.update(part)
+    return f"sha256:{found.hexdigest()}"
+
+
+def _parts(value: object) -> Iterator[bytes]:
+    """In an order that is always the same, each led by what it is, so that no two values have the same parts."""
+    yield f"{type(value).__qualname__} ".encode()
+    if isinstance(value, np.ndarray):
+        yield f"{value.dtype} {value.shape} ".encode() + np.ascontiguousarray(value).tobytes()
+    elif isinstance(value, Mapping):
+        yield f"{len(value)} ".encode()
+        for name in sorted(value):
+            yield from _parts(name)
+            yield from _parts(value[name])
+    elif isinstance(value, list | tuple):
+        yield f"{len(value)} ".encode()
+        for each in value:
+            yield from _parts(each)
+    elif isinstance(value, msgspec.Struct):
+        yield msgspec.json.encode(value, order="sorted")
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _parts(getattr(value, field.name))
+    else:
+        assert value is None or isinstance(value, str | bool | int | float | np.generic), (
+            f"no digest of {value!r}: this is a bug"
+        )
+        yield f"{value!r} ".encode()
 
 
 def fitted(inputs: Inputs, signature: Signature, *, whose: str) -> dict[str, Array]:

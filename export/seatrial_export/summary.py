@@ -52,7 +52,9 @@ def summary(exported: Exported) -> str:
     for sentence in (report.verdict, report.basis, *(f"Note: {note}." for note in report.notes)):
         console.print(sentence, highlight=False, markup=False)
     console.print(table(report))
-    console.print(f"{FRONT_MARK} no other is both better and faster", highlight=False)
+    console.print(
+        f"{FRONT_MARK} no other is as good, fast, small and light in memory, and better in one", highlight=False
+    )
     console.print(f"report   {exported.page}", highlight=False, markup=False, soft_wrap=True)
     for target, bundle in exported.bundles.items():
         console.print(f"bundle   {target}: {bundle.path}", highlight=False, markup=False, soft_wrap=True)
@@ -71,7 +73,7 @@ def _next(exported: Exported) -> str:
 def table(report: Report) -> Table:
     drawn = Table(box=None, pad_edge=False, header_style="dim")
     drawn.add_column("candidate", no_wrap=True)
-    for heading in ("quality", "row ms", "MB"):
+    for heading in ("quality", "row ms", "MB", "RAM MB"):
         drawn.add_column(heading, justify="right", no_wrap=True)
     drawn.add_column("verdict")
     for row in report.rows:
@@ -80,7 +82,8 @@ def table(report: Report) -> Table:
     return drawn
 
 
-def _numbers(row: Row) -> tuple[str, str, str]:
-    if row.quality is None or row.row_ms is None or row.size_bytes is None:
-        return "", "", ""
-    return f"{row.quality.value:.4f}", f"{row.row_ms:.4g}", f"{row.size_bytes / 1e6:.3g}"
+def _numbers(row: Row) -> tuple[str, str, str, str]:
+    if row.quality is None or row.row_ms is None or row.size_bytes is None or row.memory_bytes is None:
+        return "", "", "", ""
+    sizes = f"{row.size_bytes / 1e6:.3g}", f"{row.memory_bytes / 1e6:.3g}"
+    return f"{row.quality.value:.4f}", f"{row.row_ms:.4g}", *sizes

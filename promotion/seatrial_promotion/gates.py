@@ -11,6 +11,7 @@ from seatrial.bundle import Bundle, Evidence
 from seatrial.errors import SeatrialError
 from seatrial.registry import ModelVersion
 from seatrial.tensors import Array
+from seatrial_export.choose import FLOORS
 from seatrial_export.quality import paired_drop
 from seatrial_promotion.entry import GateResult
 from seatrial_serving.engines import open_engine
@@ -51,13 +52,7 @@ def bundle_gate(contender: Contender) -> GateResult:
 
 
 def _over_budget(evidence: Evidence) -> list[str]:
-    quality = evidence.quality
-    alone = min(evidence.timings, key=lambda timing: timing.batch, default=None)
-    found: dict[str, float | None] = {
-        "accuracy_drop": quality.source_value - quality.value if quality else None,
-        "p99_ms": alone.p99_ms if alone else None,
-        "size_mb": evidence.size_bytes / 1e6,
-    }
+    found = _measured(evidence)
     over = []
     for limit, allowed in evidence.budget.items():
         if limit not in found:
@@ -65,9 +60,27 @@ def _over_budget(evidence: Evidence) -> list[str]:
         value = found[limit]
         if value is None:
             over.append(f"its budget limits {limit}, which was not measured")
-        elif value > allowed:
-            over.append(f"{limit} is {value:.4g}, its budget allows {allowed:.4g}")
+        elif value < allowed if limit in FLOORS else value > allowed:
+            wants = "asks for" if limit in FLOORS else "allows"
+            over.append(f"{limit} is {value:.4g}, its budget {wants} {allowed:.4g}")
     return over
+
+
+def _measured(evidence: Evidence) -> dict[str, float | None]:
+    """By the names of a budget; what evidence of an older version does not hold is left out."""
+    quality = evidence.quality
+    alone = min(evidence.timings, key=lambda timing: timing.batch, default=None)
+    full = max(evidence.timings, key=lambda timing: timing.batch, default=None)
+    recorded = {"memory_mb": evidence.memory_bytes / 1e6, "load_s": evidence.load_s}
+    return {
+        "accuracy_drop": quality.source_value - quality.value if quality else None,
+        "metric": quality.value if quality else None,
+        "p50_ms": alone.p50_ms if alone else None,
+        "p99_ms": alone.p99_ms if alone else None,
+        "throughput": 1000 * full.batch / full.p50_ms if full else None,
+        "size_mb": evidence.size_bytes / 1e6,
+        **{limit: value for limit, value in recorded.items() if value},
+    }
 
 
 def quality_gate(

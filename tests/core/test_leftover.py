@@ -97,10 +97,15 @@ def test_from_the_command_line_only_what_no_alias_and_no_memory_names_is_removed
         return {what: [each["path"] for each in found] for what, found in json.loads(typed.out).items()}
 
     needed = sorted(str(each.path) for each in (aliased, served))
-    assert collect() == {"removed": [], "unneeded": [str(left.path)], "needed": needed}
+    conversion = settings.conversions / "abc"
+    conversion.mkdir(parents=True)
+    unused = [str(conversion)]
+    assert collect() == {"removed": [], "unneeded": [str(left.path)], "needed": needed, "conversions": unused}
     assert left.path.exists()
-    assert collect("--yes") == {"removed": [str(left.path)], "unneeded": [], "needed": needed}
+    assert collect("--unused-for", "1")["conversions"] == []
+    assert collect("--yes") == {"removed": [str(left.path)], "unneeded": [], "needed": needed, "conversions": unused}
     assert not left.path.exists()
+    assert list(settings.conversions.iterdir()) == []
 
     shutil.rmtree(served.path)
     assert watcher.poll() == [Answered()]

@@ -102,7 +102,7 @@ def test_an_export_repeated_in_another_home_has_the_same_digest_and_a_child_that
     chosen = exported_digits.report.chosen["onnx-cpu"]
     request = Request(ref=REF)
     only = [candidate for candidate in request.candidates if candidate.name == chosen or candidate.pruned]
-    settings = Settings(home=copy.home, export={"measure_s": 0.1, "fine_tune_s": 0.5})
+    settings = Settings(home=copy.home, export={"measure_s": 0.1, "fine_tune_s": 0.5, "keep_mb": 0})
     for bundle in copy.settings.bundles.iterdir():
         bundle.rename(tmp_path / bundle.name)
     exported = export(Request(ref=REF, candidates=only), settings)
@@ -147,7 +147,7 @@ def test_where_every_conversion_takes_too_much_memory_the_report_says_so(
     exported_digits: ExportedDigits, tmp_path: Path
 ) -> None:
     copy = exported_digits.copy(tmp_path / "home")
-    settings = Settings(home=copy.home, export={"memory_bytes": 2**28})
+    settings = Settings(home=copy.home, export={"memory_bytes": 2**28, "keep_mb": 0})
     attempted = attempt(Request(ref=REF), settings)
     assert attempted.unmet == ("onnx-cpu",)
     *built, mixed = attempted.report.rows

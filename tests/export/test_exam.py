@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from seatrial_export.candidate import CANDIDATES, Candidate, Lost, Verdict
 from seatrial_export.exam import set_exam
 from seatrial_export.golden import record
 from seatrial_export.samples import Inputs, Outputs
+from seatrial_export.shelf import Shelf
 from seatrial_export.trial import Verified, ask_source, examine
 from seatrial_export.verify import Unfaithful, agreement, round_up, verify
-from tests.export.models import FLOAT_FAULTS, LOSSY_FAULTS, Break, linear_source, right, some_rows
+from tests.export.models import FLOAT_FAULTS, LOSSY_FAULTS, Break, another_largest, linear_source, right, some_rows
 from tests.serving.models import SIGNATURE, linear
 
 FLOAT, DYNAMIC, STATIC, PRUNED, *_ = CANDIDATES
@@ -28,10 +30,7 @@ def sit(candidate: Candidate, break_: Break, folder: Path) -> Verified | Lost:
     """The exam, as an export holds it: the file in a bundle, opened by the engine that will serve it."""
     source = linear_source(folder)
     built = Built(candidate=candidate, model=break_(folder / "candidate.onnx"))
-    found = examine(built, source, ask_source(source), store=folder / "bundles", threads=1)
-    if isinstance(found, Verified):
-        found.engine.close()
-    return found
+    return examine(built, source, ask_source(source), store=folder / "bundles", threads=1)
 
 
 @pytest.mark.parametrize("candidate", CANDIDATES[:3], ids=lambda candidate: candidate.name)
@@ -333,3 +332,29 @@ def test_a_bound_is_rounded_up_to_two_digits(number: float) -> None:
 
 def source(inputs: Inputs) -> dict[str, Array]:
     return {"y": linear(inputs["x"])}
+
+
+# What was proved before
+
+
+def test_what_was_proved_is_believed_for_the_same_bundle_and_the_same_questions_alone(tmp_path: Path) -> None:
+    source, shelf = linear_source(tmp_path), Shelf(place=tmp_path / "shelf", most_bytes=10**6, known={})
+    questions = ask_source(source)
+    built = Built(candidate=FLOAT, model=right(tmp_path / "right.onnx"))
+    ask = partial(examine, source=source, store=tmp_path / "bundles", threads=1, shelf=shelf)
+    proved = ask(built, questions=questions)
+    assert isinstance(proved, Verified)
+    upside_down = replace(questions, exam=replace(questions.exam, source={"y": -questions.exam.source["y"]}))
+    assert ask(built, questions=upside_down) == proved, "it was not asked: these questions call themselves the same"
+    anew = ask(built, questions=replace(upside_down, digest="sha256:other"))
+    assert isinstance(anew, Verified)
+    assert anew.proof.agreement.top1 < 0.5 < proved.proof.agreement.top1
+    wrong = Built(candidate=FLOAT, model=another_largest(tmp_path / "wrong.onnx"))
+    assert isinstance(ask(wrong, questions=questions), Lost)
+
+
+def test_questions_have_one_digest_until_a_number_of_them_changes(tmp_path: Path) -> None:
+    one, again = (ask_source(linear_source(tmp_path)).digest for _ in range(2))
+    rows = some_rows()
+    rows["x"][3, 2] += 1e-6
+    assert one == again != ask_source(linear_source(tmp_path, rows=rows)).digest

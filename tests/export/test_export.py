@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from seatrial.engines import fingerprint
-from seatrial.errors import BudgetNotMet, DiskFull, InvalidSource, Misused, NotInRegistry
+from seatrial.errors import DiskFull, InvalidSource, Misused, NotInRegistry
 from seatrial.registry import BUNDLE_TAG, EXPORT_RUN_TAG, ModelRef, ModelVersion
 from seatrial.registry.bundles import bundle_digest, fetch_bundle
 from seatrial.registry.embedded import EmbeddedRegistry
@@ -24,7 +24,7 @@ from seatrial.settings import Settings
 from seatrial.tensors import Array
 from seatrial_export.candidate import CANDIDATES, Candidate, Verdict
 from seatrial_export.choose import Budget
-from seatrial_export.export import Exported, Request, attempt, export
+from seatrial_export.export import Exported, Request, Work, attempt, export
 from seatrial_export.publish import INTERRUPTED_TAG
 from seatrial_export.register import register
 from seatrial_export.samples import write_arrays
@@ -180,6 +180,11 @@ def test_a_budget_that_nothing_meets_is_exit_code_3_and_the_front_is_shown(
         (("linear/1", "--budget", "p99_ms=-1"), 2, "a limit is a number that is not negative"),
         (("linear/1", "--target", "onnx_cpu"), 2, "there is no target 'onnx_cpu'; did you mean 'onnx-cpu'?"),
         (("linear/1", "--candidate", "onnx-cpu-int4"), 2, "did you mean 'onnx-cpu-int4-weights'?"),
+        (("linear/1", "--objective", "fastest"), 2, "'fastest' is not one of"),
+        (("linear/1", "--batch", "0"), 2, "0 is not in the range x>=1"),
+        (("linear/1", "--batch", "65"), 1, "--batch 65 was not verified: the axis 'batch' goes from 1 to 64"),
+        (("linear/1", "--length", "8"), 1, "the model has no single axis beside the batch that may vary"),
+        (("linear/1", "--minutes", "0"), 2, "0 is not in the range x>0"),
         (("linear/1", "--samples", "nowhere.npz"), 2, "'nowhere.npz' does not exist"),
         (("linear/9",), 1, "NotInRegistry: "),
         (("linear@champion",), 1, "NotInRegistry: "),
@@ -209,13 +214,76 @@ def test_a_target_given_twice_is_one(seatrial: Callable[..., Typed]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("version")
-def test_memory_is_measured_where_the_budget_asks_for_it(settings: Settings) -> None:
-    exported = export(Request(ref=REF, budget=Budget(memory_mb=500), candidates=(FLOAT,)), settings)
+def test_memory_and_load_time_are_always_known_and_can_be_limited(settings: Settings) -> None:
+    exported = export(Request(ref=REF, candidates=(FLOAT,)), settings)
     [row] = exported.report.rows
     assert row.memory_bytes is not None
     assert 2**16 < row.memory_bytes < 500e6
-    with pytest.raises(BudgetNotMet):
-        export(Request(ref=REF, budget=Budget(memory_mb=0.001), candidates=(FLOAT,)), settings)
+    assert row.load_s is not None
+    assert 0 < row.load_s < 10
+    evidence = exported.bundles[TARGET].evidence()
+    assert evidence is not None
+    assert (evidence.memory_bytes, evidence.load_s) == (row.memory_bytes, row.load_s)
+    attempted = attempt(Request(ref=REF, budget=Budget(load_s=1e-9), candidates=(FLOAT,)), settings)
+    assert "s to load; the budget is 1e-09" in reason(attempted, FLOAT)
+
+
+def test_the_sizes_and_the_objective_that_are_named_are_those_of_the_report(seatrial: Callable[..., Typed]) -> None:
+    typed = seatrial("export", "linear/1", "--batch", "4", "--batch", "64", "--objective", "size", "--json")
+    assert typed.code == 0
+    result = json.loads(typed.out)
+    [exact] = [row for row in result["rows"] if row["name"] == FLOAT.name]
+    assert (exact["alone"]["batch"], exact["throughput"]["batch"], exact["more"]) == (4, 64, [])
+    assert result["objective"] == "size"
+    assert "smallest" in Path(result["page"].removeprefix("file://")).read_text()
+
+
+def test_when_the_time_is_over_nothing_more_is_begun_and_what_was_proved_is_left(
+    version: ModelVersion, settings: Settings, tmp_path: Path
+) -> None:
+    """The clock stands still until the first candidate is verified, and then shows that the time is over."""
+    now = [0.0]
+
+    def tell(_: str, words: str) -> None:
+        now[0] += 60 if words == "verifying" else 0
+
+    request = Request(ref=REF, candidates=(FLOAT, STATIC), samples=None, minutes=1)
+    work = Work(
+        request=request, version=version, settings=settings, place=tmp_path / "place", tell=tell, began=0,
+        clock=lambda: now[0],
+    )  # fmt: skip
+    with work.stand() as stand:
+        examined = work.examine(stand)
+        outcome = work.measure(examined, stand)
+    assert [each.candidate for each in outcome.variants] == [FLOAT]
+    [late] = examined.lost
+    assert late.reason == "the time for the whole export was over before it could be verified"
+
+
+def test_when_the_time_is_over_what_still_builds_is_killed(
+    version: ModelVersion, settings: Settings, tmp_path: Path
+) -> None:
+    request = Request(ref=REF, candidates=(FLOAT, STATIC), minutes=1e-9)
+    work = Work(request=request, version=version, settings=settings, place=tmp_path / "place", tell=lambda *_: None)
+    with work.stand() as stand:
+        examined = work.examine(stand)
+    assert examined.verified == ()
+    assert {each.reason for each in examined.lost} == {
+        "was killed, because the time for the whole export did not allow more"
+    }
+
+
+def test_a_second_export_with_another_budget_converts_nothing_again(
+    version: ModelVersion, settings: Settings, tmp_path: Path
+) -> None:
+    export(Request(ref=REF, candidates=(FLOAT, STATIC)), settings)
+    request = Request(ref=REF, candidates=(FLOAT, STATIC), budget=Budget(size_mb=1))
+    work = Work(request=request, version=version, settings=settings, place=tmp_path / "place", tell=lambda *_: None)
+    with work.stand() as stand:
+        assert FLOAT in {each.candidate for each in work.examine(stand).verified}
+    jobs = sorted((tmp_path / "place").glob("*/job.json"))
+    assert len(jobs) == 2
+    assert all(str(settings.home) in job.read_text() for job in jobs), "they were done in the first export's place"
 
 
 @pytest.mark.slow

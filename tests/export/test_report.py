@@ -14,7 +14,7 @@ from rich.console import Console
 from seatrial.bundle.evidence import Agreement, Quality
 from seatrial.machine import Machine
 from seatrial_export.candidate import CANDIDATES, Candidate, Lost, Verdict
-from seatrial_export.choose import Budget, choose
+from seatrial_export.choose import Budget, Objective, choose
 from seatrial_export.page import BOTTOM, LEFT, RIGHT, TOP, draw, plot
 from seatrial_export.report import Report, rows, verdict_sentence
 from seatrial_export.sensitivity import Layer
@@ -57,6 +57,7 @@ def report(*, hostile: str = "", budget: Budget | None = None) -> Report:
         chosen=chosen,
         bundles=dict.fromkeys(chosen, "sha256:" + "0" * 64),
         budget=budget.as_dict(),
+        objective=Objective.CHEAPEST,
         rows=found,
         notes=(f"a note{hostile}",),
         machine=Machine(cpu=f"AMD{hostile}", cores=2, features=("avx2",), memory_bytes=2**34, gpus=(f"H100{hostile}",)),
@@ -125,6 +126,7 @@ def test_the_page_tells_every_candidate_with_its_reason_and_its_numbers_with_int
         assert row.reason in text
     for words in (
         "0.8960", "drop ≤ 0.0090", "0.99", "1.01", "p99 5", "Run it again: env", "avx2", "16.0 GiB", "accuracy_drop", "≤ 0.01",
+        "30 in memory", "loads in 0.2 s",
     ):  # fmt: skip
         assert words in text
 
@@ -133,6 +135,19 @@ def test_the_page_tells_which_layers_int8_harms_and_which_of_them_are_float(tmp_
     text = " ".join(Elements(page(report(), tmp_path)).text.split())
     assert "1 of 14 layers in float conv1 Conv, float 0.031 conv2 Conv, INT8 0.001" in text
     assert "and 2 more, with less" in text
+
+
+def test_a_floor_of_the_budget_is_no_ceiling_on_the_page(tmp_path: Path) -> None:
+    text = Elements(page(report(budget=Budget(throughput=40)), tmp_path)).text
+    assert "≥ 40" in text
+    assert "≤ 0.01" in text
+
+
+def test_a_candidate_without_a_command_shows_its_log_all_the_same(tmp_path: Path) -> None:
+    lost = Lost(candidate=FLOAT, verdict=Verdict.NOT_MEASURED, reason="crashed with SIGSEGV", log="stand/log.txt")
+    text = page(msgspec.structs.replace(report(), rows=rows([FLOAT], [], [lost])), tmp_path)
+    assert "stand/log.txt" in text
+    assert "Run it again" not in text
 
 
 def test_the_page_says_when_nothing_was_measured(tmp_path: Path) -> None:

@@ -128,6 +128,11 @@ def test_a_bundle_that_was_never_measured_is_refused(tmp_path: Path) -> None:
         ({"budget": {"p99_ms": 2.0}}, "p99_ms is 3, its budget allows 2"),
         ({"budget": {"size_mb": 1.0}}, "size_mb is 2, its budget allows 1"),
         ({"budget": {"accuracy_drop": 0.005}}, "accuracy_drop is 0.01, its budget allows 0.005"),
+        ({"budget": {"p50_ms": 0.5}}, "p50_ms is 1, its budget allows 0.5"),
+        ({"budget": {"throughput": 8000}}, "throughput is 7111, its budget asks for 8000"),
+        ({"budget": {"metric": 0.96}}, "metric is 0.95, its budget asks for 0.96"),
+        ({"budget": {"memory_mb": 10}, "memory_bytes": 11_000_000}, "memory_mb is 11, its budget allows 10"),
+        ({"budget": {"load_s": 1}, "load_s": 1.5}, "load_s is 1.5, its budget allows 1"),
         ({"budget": {"p99_ms": 2.0}, "timings": ()}, "limits p99_ms, which was not measured"),
     ],
 )

@@ -49,7 +49,10 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """Latency of one call of the engine, milliseconds; `low_ms` and `high_ms` bound the median with 95 % confidence."""
+    """Latency of one call of the engine, milliseconds; `low_ms` and `high_ms` bound the median with 95 % confidence.
+
+    `length` is that of its rows along the axis that may vary, where somebody asked for one.
+    """
 
     batch: int
     threads: int
@@ -58,6 +61,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     low_ms: float
     high_ms: float
     rounds: int
+    length: int | None = None
 
 
 class Sibling(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +118,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     agreement: Agreement | None = None
     timings: tuple[Timing, ...] = ()
     size_bytes: int = 0
+    memory_bytes: int = 0
+    load_s: float = 0.0
     budget: dict[str, float] = {}
     siblings: tuple[Sibling, ...] = ()
     tuning: Tuning | None = None
