@@ -26,6 +26,7 @@ SECTIONS = (
     "overhead",
     "int8",
     "mutants",
+    "remeasured",
 )
 """Each is a module here, whose `measure` takes a `Bench` and returns its place in the README."""
 
