@@ -31,7 +31,7 @@ from seatrial_export.choose import Budget
 from seatrial_export.exam import Exam, set_exam
 from seatrial_export.onnx_file import name_axes
 from seatrial_export.program import reference
-from seatrial_export.quality import MIN_COSINE, by_agreement
+from seatrial_export.quality import by_agreement, least_cosine
 from seatrial_export.samples import Inputs, Outputs, count
 from seatrial_export.verify import Unfaithful, verify
 from seatrial_models.program import dynamic_axes
@@ -185,7 +185,7 @@ def sit(candidate: Candidate, graph: Path, specimen: Specimen, exam: Exam, *, th
     finally:
         engine.close()
     quality, found = by_agreement(proof.agreement, rows=count(exam.rows)), proof.agreement
-    enough = quality.value >= 1 - Budget().accuracy_drop and found.cosine >= MIN_COSINE
+    enough = quality.value >= 1 - Budget().accuracy_drop and found.cosine >= least_cosine(Budget().accuracy_drop)
     reason = "" if enough or not candidate.lossy else f"agreement: {quality.value:.4f}, cosine {found.cosine:.5f}"
     return reason, found.max_relative
 

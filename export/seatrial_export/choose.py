@@ -17,7 +17,7 @@ from seatrial.intervals import Interval
 from seatrial.spelling import did_you_mean
 from seatrial_export.candidate import Candidate, Verdict
 from seatrial_export.measure import ratio
-from seatrial_export.quality import ENOUGH_ROWS, MIN_COSINE
+from seatrial_export.quality import ENOUGH_ROWS, least_cosine
 from seatrial_export.verify import Proof
 
 ALIKE = 1.03
@@ -210,8 +210,8 @@ def _agreement_refusal(variant: Scored, allowed: float) -> tuple[Verdict, str] |
             Verdict.OVER_BUDGET,
             f"it agrees with the source in {quality.value:.2%} of the rows; {1 - allowed:.2%} are asked",
         )
-    if cosine < MIN_COSINE:
-        return Verdict.OVER_BUDGET, f"its outputs have cosine {cosine:.5f} to the source's; {MIN_COSINE} is asked"
+    if cosine < (least := least_cosine(allowed)):
+        return Verdict.OVER_BUDGET, f"its outputs have cosine {cosine:.5f} to the source's; {least:.5g} is asked"
     return None
 
 

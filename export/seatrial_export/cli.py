@@ -38,7 +38,7 @@ from seatrial.errors import InvalidSettings
 )  # fmt: skip
 @click.option(
     "--samples", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Rows to judge by, for a model that came without labelled data: .npz or Parquet.",
+    help="Rows to judge by, for a model that came without labelled data: .npz, Parquet, or .txt with a text a line.",
 )  # fmt: skip
 @click.option("--trust", is_flag=True, help="Open a pickled model, which runs its author's code, in a child process.")
 @json_option
@@ -106,27 +106,37 @@ def export(
 @click.argument("source")
 @click.option("--name", required=True, help="The registered model that gets a new version.")
 @click.option(
-    "--example", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="An .npz with a few rows of inputs, by name; a module:factory is traced with them.",
+    "--example", "examples", multiple=True, type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="An .npz with a few rows of inputs, by name; code is traced with them. Repeat with other sizes: what differs is "
+    "dynamic.",
 )  # fmt: skip
+@click.option(
+    "--max-tokens", type=click.IntRange(min=2), help="The longest text that a Hugging Face encoder need take."
+)
 @click.option(
     "--trust", is_flag=True, help="Run somebody's code, in a child process, to get a code-free program from it."
 )
 @json_option
-def register(*, source: str, name: str, example: Path | None, trust: bool, as_json: bool) -> None:
-    """Make a model from elsewhere a model version: FILE.onnx, FILE.pt2, an MLflow URI, or module:factory.
+def register(
+    *, source: str, name: str, examples: tuple[Path, ...], max_tokens: int | None, trust: bool, as_json: bool
+) -> None:
+    """Make a model from elsewhere a model version: FILE.onnx, FILE.pt2, FILE.pt (TorchScript), the folder of a Hugging
+    Face encoder, an MLflow URI, or module:factory.
 
     What is registered is code-free, whatever it came from: an ONNX file or a torch.export program.
 
     \b
     Example:
       seatrial register resnet.onnx --name resnet
+      seatrial register ./all-MiniLM-L6-v2 --name minilm --max-tokens 128
       seatrial register my_package.models:build --name mine --example rows.npz --trust
     """
     from seatrial.settings import load_settings
     from seatrial_export.register import register as run
 
-    version = run(source, name=name, settings=load_settings(), example=example, trust=trust)
+    version = run(
+        source, name=name, settings=load_settings(), examples=examples, trust=trust, max_tokens=max_tokens or 0
+    )
     show(
         {"model": str(version), "name": version.name, "version": version.version},
         as_json=as_json,

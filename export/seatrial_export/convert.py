@@ -46,16 +46,17 @@ def convert(job: Job) -> Converted:
 def _export(program: Path, job: Job) -> "ModelProto":
     import torch
 
+    from seatrial_export.onnx_file import name_tensors
+
     exported = torch.onnx.export(
         torch.export.load(program),
         dynamo=True,
-        input_names=list(job.inputs),
-        output_names=list(job.outputs),
         opset_version=OPSET,
         verbose=False,
     )
     assert exported is not None, "the dynamo exporter returns a program: this is a bug"
     model: ModelProto = exported.model_proto
+    name_tensors(model, inputs=job.inputs, outputs=job.outputs)  # the exporter would not look whether a name is taken
     return model
 
 

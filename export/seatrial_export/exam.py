@@ -82,7 +82,7 @@ def _as_large(answer: Outputs, alone: Outputs) -> Outputs:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exam:
     """`rows` are what agreement is taken over, `source` the source's answers to them. `tables` ask every integer, of candidates
-    that must be equal."""
+    that must be equal. Of a model that `embeds` the answers are directions, in which no element is the winner."""
 
     signature: Signature
     cases: tuple[Case, ...]
@@ -90,6 +90,7 @@ class Exam:
     companies: tuple[Company, ...]
     rows: Inputs
     source: Outputs
+    embeds: bool = False
 
     @property
     def scale(self) -> dict[str, float]:
@@ -97,7 +98,7 @@ class Exam:
         return {name: max(1.0, _magnitude(array)) for name, array in self.source.items()}
 
 
-def set_exam(signature: Signature, rows: Inputs, predict: Predict) -> Exam:
+def set_exam(signature: Signature, rows: Inputs, predict: Predict, *, embeds: bool = False) -> Exam:
     """Ask the source model everything.
 
     Raises `InvalidSource` where the source itself answers NaN, or differently to the same row in other company.
@@ -113,6 +114,7 @@ def set_exam(signature: Signature, rows: Inputs, predict: Predict) -> Exam:
         companies=tuple(_companies(signature, rows)),
         rows=rows,
         source=source,
+        embeds=embeds,
     )
     for company in exam.companies:
         _check_source_keeps_to_itself(company, predict, exam.scale)

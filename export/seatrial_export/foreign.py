@@ -1,4 +1,5 @@
-"""Somebody else's code, run once, in a child: to unpickle their model, or to call their factory, and trace the result.
+"""Somebody else's code, run once, in a child: to unpickle their model, call their factory or run their TorchScript, and
+trace the result.
 
 The only module of ours that may unpickle. The child (`python -P -m seatrial_export.foreign job.json`) has its own
 working directory, an environment without credentials and, where the kernel allows it, no network; time and memory are
@@ -14,7 +15,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -29,25 +30,28 @@ from seatrial_export.samples import Inputs, count, repeat, write_arrays
 if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
+    from torch.jit import ScriptModule
 
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 """`module:factory`, a function without arguments that gives a module, or a module and its example inputs."""
 
-PROGRAM, EXAMPLE = "program.pt2", "example.npz"
+TORCHSCRIPT = (".pt", ".torchscript")
+PROGRAM = "program.pt2"
 CLOSE = 1e-4
 """How far the program may lie from the module it was traced from: float rounding, no more."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """`source` is an MLflow model's directory, a `.pt2` file, or `module:factory` to be found in the folder `path`.
+    """`source` is an MLflow model's directory, a `.pt2` or TorchScript file, or `module:factory` to be found in the folder
+    `path`.
 
-    `example` is an .npz with the inputs in their order, or empty where the source brings its own; `dynamic` gives for
-    each of them the axes of any size.
+    `examples` are .npz files with the inputs in their order; none where the source brings its own. The first is traced,
+    the others are asked of what came of it. `dynamic` gives for each input the axes of any size.
     """
 
     source: str
     path: str = ""
-    example: str = ""
+    examples: tuple[str, ...] = ()
     dynamic: tuple[tuple[int, ...], ...] = ()
 
 
@@ -62,21 +66,30 @@ class Traced(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def refuse(what: str, *, command: str) -> Untrusted:
-    kind = "is Python code" if FACTORY.fullmatch(what) else "is a pickle"
+    kind = "is Python code" if FACTORY.fullmatch(what) else "is TorchScript" if is_torchscript(what) else "is a pickle"
     return Untrusted(
         f"{what} {kind}: opening it runs the code of whoever made it, with your rights. If you trust them, run: "
         f"{command} --trust (a child process without credentials opens it: that limits accidents, not attackers)"
     )
 
 
+def is_torchscript(source: str) -> bool:
+    return Path(source).suffix in TORCHSCRIPT
+
+
 def to_program(
-    job: Job, *, folder: Path, limits: Limits, example: Inputs | None = None, given_up: threading.Event | None = None
+    job: Job,
+    *,
+    folder: Path,
+    limits: Limits,
+    examples: Sequence[Inputs] = (),
+    given_up: threading.Event | None = None,
 ) -> tuple[Path, Traced]:
     """Have a child turn `job.source` into a program. Raises `ConversionFailed` with the command to run it again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if example is not None:
-        write_arrays(folder / EXAMPLE, repeat(example, max(2, count(example))))
-        job = msgspec.structs.replace(job, example=EXAMPLE)
+    files = tuple(f"example-{i}.npz" for i in range(len(examples)))
+    for file, example in zip(files, examples, strict=True):
+        write_arrays(folder / file, repeat(example, max(2, count(example))))
+    job = msgspec.structs.replace(job, examples=files)
     traced = child.run(__name__, job, folder=folder, answer=Traced, limits=limits, given_up=given_up)
     return folder / PROGRAM, traced
 
@@ -86,13 +99,13 @@ def to_program(
 
 def trace(job: Job) -> Traced:
     network = not leave_network()
-    opened, example = _open(job)
+    opened, examples = _open(job)
     import torch
 
     if isinstance(opened, torch.export.ExportedProgram):
         program = opened
     elif isinstance(opened, torch.nn.Module):
-        program = _export(opened, example, job.dynamic)
+        program = _export(opened, examples, job.dynamic)
     else:
         raise InvalidSource(f"{job.source} gave {type(opened).__name__}, expected a torch.nn.Module")
     torch.export.save(program, PROGRAM)
@@ -118,19 +131,36 @@ Example: TypeAlias = "list[Any] | dict[str, Any]"
 """What to call a module with: by position or by name; empty where nothing is known."""
 
 
-def _open(job: Job) -> tuple[Any, Example]:
-    """What the source holds or makes, of whatever type, and an example of its inputs."""
+def _open(job: Job) -> tuple[Any, list[Example]]:
+    """What the source holds or makes, of whatever type, and examples of its inputs."""
     source = Path(job.source)
-    example: Example = _read_example(Path(job.example)) if job.example else []
+    examples: list[Example] = [_read_example(Path(file)) for file in job.examples]
     if source.suffix == ".pt2":
         import torch
 
-        return torch.export.load(source), example
+        return torch.export.load(source), examples
+    if source.suffix in TORCHSCRIPT:
+        return _open_torchscript(source), examples
     if source.is_dir():
-        return _open_mlflow(source), example
+        return _open_mlflow(source), examples
     made = _call_factory(job.source, Path(job.path))
     module, *rest = made if isinstance(made, tuple) else (made,)
-    return module, _as_example(rest[0]) if rest else example
+    return module, examples or [_as_example(own) for own in rest[:1]]
+
+
+def _open_torchscript(path: Path) -> "nn.Module":
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # that there is TorchScript is why we are here
+            module: nn.Module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise InvalidSource(
+            f"{path.name} is no TorchScript: {str(error).strip().partition(chr(10))[0]}. A pickled module or weights can "
+            "come as module:factory, a function that builds the module and loads them"
+        ) from error
+    return module
 
 
 def _as_example(given: Any) -> Example:
@@ -167,35 +197,56 @@ def _read_example(path: Path) -> dict[str, Any]:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
-def _export(module: "nn.Module", example: Example, dynamic: tuple[tuple[int, ...], ...]) -> "ExportedProgram":
+def _export(
+    module: "nn.Module", examples: Sequence[Example], dynamic: tuple[tuple[int, ...], ...]
+) -> "ExportedProgram":
     import torch
 
-    if not example:
+    if not examples:
         raise InvalidSource("there is no example to trace it with; give one with --samples (or --example) FILE.npz")
     module = module.cpu().float().eval()
-    args, kwargs = _arguments(module, example)
+    calls = [_arguments(module, example) for example in examples]
+    args, kwargs = calls[0]
     leaves = [*args, *kwargs.values()]
     shapes = [
         {axis: torch.export.Dim.AUTO for axis in (dynamic[i] if i < len(dynamic) else (0,)) if axis < leaf.ndim}
         for i, leaf in enumerate(leaves)
     ]
     given = tuple(shapes) if args else dict(zip(kwargs, shapes, strict=True))
-    program = torch.export.export(module, tuple(args), kwargs, dynamic_shapes=given)
-    _check_same(module, program, args, kwargs)
+    traced = _operators(module, args) if isinstance(module, torch.jit.ScriptModule) else module
+    program = torch.export.export(traced, tuple(args), kwargs, dynamic_shapes=given)
+    for call in calls:
+        check_same(module, program, *call)
     return program
 
 
+def _operators(module: "ScriptModule", args: list[Any]) -> "nn.Module":
+    """TorchScript as a module of operators, which `torch.export` takes; by the converter that it names when it refuses."""
+    from torch._export.converter import TS2EPConverter
+
+    return TS2EPConverter(module, tuple(args)).convert().module()
+
+
 def _arguments(module: "nn.Module", example: Example) -> tuple[list[Any], dict[str, Any]]:
-    """By position, unless the example names what `forward` takes."""
-    if isinstance(example, Mapping):
-        if set(example) <= set(inspect.signature(module.forward).parameters):
-            return [], dict(example)
-        return list(example.values()), {}
-    return example, {}
+    """By position, unless the example names what `forward` takes. TorchScript's converter knows positions only."""
+    import torch
+
+    if not isinstance(example, Mapping):
+        return example, {}
+    if isinstance(module, torch.jit.ScriptModule):
+        forward: Any = module.forward
+        names = [argument.name for argument in forward.schema.arguments if argument.name in example]
+        return [example[name] for name in (names if len(names) == len(example) else example)], {}
+    if set(example) <= set(inspect.signature(module.forward).parameters):
+        return [], dict(example)
+    return list(example.values()), {}
 
 
-def _check_same(module: "nn.Module", program: "ExportedProgram", args: list[Any], kwargs: dict[str, Any]) -> None:
-    """The program answers as the module does, at the example's size and at batches of one and three."""
+def check_same(module: "nn.Module", program: "ExportedProgram", args: list[Any], kwargs: dict[str, Any]) -> None:
+    """The program answers as the module does, at the example's size and at batches of one and three.
+
+    Raises `ConversionFailed`.
+    """
     import torch
     from torch.utils import _pytree as pytree
 
@@ -207,9 +258,13 @@ def _check_same(module: "nn.Module", program: "ExportedProgram", args: list[Any]
             expected = pytree.tree_leaves(module(*few, **few_named))
             try:
                 found = pytree.tree_leaves(traced(*few, **few_named))
-            except (AssertionError, RuntimeError):
+            except (AssertionError, RuntimeError) as error:
                 if rows is None:
-                    raise
+                    shapes = ", ".join(str(list(leaf.shape)) for leaf in (*few, *few_named.values()))
+                    raise ConversionFailed(
+                        f"the module takes inputs of {shapes}, the program traced from it does not: an axis became fixed "
+                        f"({str(error).strip().partition(chr(10))[0]})"
+                    ) from error
                 continue  # its batch is fixed, which the signature will say
         for one, other in zip(found, expected, strict=True):
             if not torch.allclose(one, other, atol=CLOSE, rtol=CLOSE):

@@ -17,17 +17,19 @@ from seatrial_export import foreign
 from seatrial_export.child import Limits
 from seatrial_export.program import ONNX, open_program, program_signature
 from seatrial_export.samples import Inputs
+from seatrial_export.text import Text
 from seatrial_training.retrainable import FOLDER, SIGNATURE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logged:
-    """`program` is code-free. `notes` are sentences for the report."""
+    """`program` is code-free. `notes` are sentences for the report, `text` is what it does with text if it takes any."""
 
     program: Path
     signature: Signature
     example: Inputs | None
     notes: tuple[str, ...] = ()
+    text: Text | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +65,13 @@ def open_logged(files: Path, *, what: str, trust: Trust, max_batch: int, rows: I
     opened = open_torch(
         program, example, max_batch=max_batch, signature=_our_signature(files), inputs=inputs, outputs=outputs
     )
-    return replace(opened, notes=notes + opened.notes)
+    return replace(opened, notes=notes + opened.notes, text=Text.read(files))
 
 
 def _open_onnx(data: Path, example: Inputs | None, *, max_batch: int) -> Logged:
     program = next(data.glob(f"*{ONNX}")) if data.is_dir() else data
     signature = onnx_signature(program, max_batch=max_batch)
-    return Logged(program=program, signature=signature, example=_named(example, signature))
+    return Logged(program=program, signature=signature, example=named(example, signature) if example else None)
 
 
 def onnx_signature(program: Path, *, max_batch: int) -> Signature:
@@ -105,15 +107,15 @@ def open_torch(
     return Logged(
         program=program,
         signature=signature,
-        example=_named(example, signature),
+        example=named(example, signature) if example else None,
         notes=() if signature.batch is not None else (fixed,),
     )
 
 
-def _named(example: Inputs | None, signature: Signature) -> Inputs | None:
+def named(example: Inputs, signature: Signature) -> Inputs:
     """`example` by the names of `signature`: MLflow does not name a single tensor."""
     names = [spec.name for spec in signature.inputs]
-    if example is None or len(example) != len(names) or set(example) == set(names):
+    if len(example) != len(names) or set(example) == set(names):
         return example
     return dict(zip(names, example.values(), strict=True))
 
@@ -139,7 +141,8 @@ def _trace(files: Path, model: Model, example: Inputs | None, trust: Trust) -> t
             tuple(axis for axis, size in enumerate(spec.shape) if size == -1) for spec in model.signature.inputs.inputs
         )
     job = foreign.Job(source=str(files), dynamic=dynamic)
-    program, traced = foreign.to_program(job, folder=trust.folder, limits=trust.limits, example=example)
+    examples = () if example is None else (example,)
+    program, traced = foreign.to_program(job, folder=trust.folder, limits=trust.limits, examples=examples)
     return program, (
         f"it was a Python object of type {traced.type_name}, traced in a child process "
         + ("that had the network, which this kernel could not take away" if traced.network else "without network"),

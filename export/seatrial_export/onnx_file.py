@@ -3,7 +3,8 @@
 Runs inside children; imports neither torch nor MLflow.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,27 @@ def clean(model: ModelProto) -> None:
 def _clear(part: Any) -> None:
     part.ClearField("doc_string")
     del part.metadata_props[:]
+
+
+def name_tensors(model: ModelProto, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Give inputs and outputs these names, in their order; inner tensors that had one of them get another."""
+    ours = {*inputs, *outputs}
+    outer = {
+        value.name: name
+        for values, names in ((model.graph.input, inputs), (model.graph.output, outputs))
+        for value, name in zip(values, names, strict=True)
+    }
+    graphs = list(_graphs(model.graph))
+    used = ours | {name for graph in graphs for node in graph.node for name in (*node.input, *node.output)}
+    inner = {name: next(new for i in count(1) if (new := f"{name}_{i}") not in used) for name in ours - outer.keys()}
+    renamed = inner | outer
+    for graph in graphs:
+        for node in graph.node:
+            for names in (node.input, node.output):
+                names[:] = [renamed.get(name, name) for name in names]
+        values: list[Any] = [*graph.input, *graph.output, *graph.initializer, *graph.value_info]
+        for value in values:
+            value.name = renamed.get(value.name, value.name)
 
 
 def name_axes(model: ModelProto, axes: Axes) -> None:

@@ -20,7 +20,6 @@ from seatrial_training.evaluation import Score, score
 Z95 = 1.959963984540054
 ENOUGH_ROWS = 256
 """Without labels: rows that it takes to believe an agreement."""
-MIN_COSINE = 0.999
 SCORING_BATCH = 64
 
 Right = NDArray[np.bool_]
@@ -62,11 +61,17 @@ def by_labels(predict: Predict, held_out: HeldOut) -> Quality:
     )
 
 
-def by_agreement(agreement: Agreement, *, rows: int) -> Quality:
-    """`value` is how often the largest element is the source's; the drop is what is missing to 1."""
+def least_cosine(accuracy_drop: float) -> float:
+    """Without labels: how alike outputs must be, on average, for a budget of `accuracy_drop`; 0.999 for 0.01."""
+    return 1 - accuracy_drop / 10
+
+
+def by_agreement(agreement: Agreement, *, rows: int, embeds: bool = False) -> Quality:
+    """`value` is how often the largest element, or of embeddings the nearest other row, is the source's; the drop is what is
+    missing to 1."""
     same = round(agreement.top1 * rows)
     return Quality(
-        metric="top-1 agreement",
+        metric="nearest-neighbour agreement" if embeds else "top-1 agreement",
         basis="agreement",
         rows=rows,
         value=agreement.top1,

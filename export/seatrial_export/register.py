@@ -1,4 +1,5 @@
-"""A model from elsewhere as a model version: an ONNX file, a `.pt2`, an MLflow URI, or a factory in somebody's module.
+"""A model from elsewhere as a model version: an ONNX, `.pt2` or TorchScript file, a Hugging Face encoder's folder, an MLflow
+URI, or a factory in somebody's module.
 
 What lands in the registry is code-free: an ONNX file or a `torch.export` program, our signature of it beside it, and an
 example. Whatever it came from is opened as `logged` and `foreign` open things.
@@ -7,6 +8,7 @@ example. Whatever it came from is opened as `logged` and `foreign` open things.
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
 
@@ -26,11 +28,11 @@ from seatrial.registry import ModelRef, ModelVersion
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
 from seatrial.tensors import Signature, TensorSpec
-from seatrial_export import foreign
+from seatrial_export import foreign, huggingface
 from seatrial_export.child import child_limits
-from seatrial_export.logged import Logged, Trust, is_code_free, onnx_signature, open_logged, open_torch
+from seatrial_export.logged import Logged, Trust, is_code_free, named, onnx_signature, open_logged, open_torch
 from seatrial_export.program import ONNX, TORCH_PROGRAM, reference
-from seatrial_export.samples import Inputs, fitted, read_arrays
+from seatrial_export.samples import Inputs, fitted, read_arrays, varying
 from seatrial_export.source import noise
 from seatrial_training.retrainable import FOLDER, SIGNATURE
 
@@ -39,8 +41,17 @@ FROM_TAG = "seatrial.registered_from"
 URI = re.compile(r"[a-z][a-z0-9+.-]*:/.*")
 
 
-def register(source: str, *, name: str, settings: Settings, example: Path | None, trust: bool) -> ModelVersion:
-    """Open `source`, run it once, and register it as a new version of `name`.
+def register(
+    source: str,
+    *,
+    name: str,
+    settings: Settings,
+    examples: Sequence[Path] = (),
+    trust: bool = False,
+    max_tokens: int = 0,
+) -> ModelVersion:
+    """Open `source`, run it once with each of the examples, and register it as a new version of `name`, with the largest of
+    them. Axes in which the examples differ are dynamic. `max_tokens` limits what a Hugging Face encoder says of itself.
 
     Raises `Untrusted` where opening it runs somebody's code and that was not allowed, `InvalidSource` for what is no
     model, or answers nothing.
@@ -54,37 +65,69 @@ def register(source: str, *, name: str, settings: Settings, example: Path | None
             limits=child_limits(settings),
             command=f"seatrial register {source} --name {name}",
         )
-        rows = read_arrays(example) if example else None
-        logged = _open(source, rows, permission, place=Path(place), max_batch=settings.export.max_batch)
-        inputs = fitted(logged.example, logged.signature, whose="the example") if logged.example else None
-        reference(logged.program, logged.signature)(inputs or noise(logged.signature))
+        rows = _read_examples(examples)
+        logged = _open(source, rows, permission, max_batch=settings.export.max_batch, max_tokens=max_tokens)
+        answer = reference(logged.program, logged.signature)
+        inputs = [fitted(each, logged.signature, whose="the example") for each in _asked(logged, rows)]
+        for each in inputs or [noise(logged.signature)]:
+            answer(each)
+        example = inputs[0] if inputs else None
         try:
-            return _log(logged, inputs, name=name, source=source, registry=registry, folder=Path(place) / "model")
+            return _log(logged, example, name=name, source=source, registry=registry, folder=Path(place) / "model")
         except MlflowException as error:
             raise RegistryUnreachable(
                 f"the registry at {settings.tracking_uri} failed: {error}. No version was made; run the same command again"
             ) from error
 
 
-def _open(source: str, rows: Inputs | None, trust: Trust, *, place: Path, max_batch: int) -> Logged:
-    path = Path(source)
-    if path.suffix in (ONNX, TORCH_PROGRAM) and not path.is_file():
+def _read_examples(paths: Sequence[Path]) -> list[Inputs]:
+    """The largest first: torch takes sizes of 1 for fixed."""
+    return sorted(map(read_arrays, paths), key=lambda each: sum(array.size for array in each.values()), reverse=True)
+
+
+def _asked(logged: Logged, rows: Sequence[Inputs]) -> list[Inputs]:
+    """What the model is asked before it is registered: what it came with, or else what was given."""
+    first = [logged.example] if logged.example else []
+    return [*first, *(named(each, logged.signature) for each in rows[1:])]
+
+
+def _open(source: str, rows: Sequence[Inputs], trust: Trust, *, max_batch: int, max_tokens: int) -> Logged:
+    path, first = Path(source), rows[0] if rows else None
+    if path.suffix in (ONNX, TORCH_PROGRAM, *foreign.TORCHSCRIPT) and not path.is_file():
         raise InvalidSource(f"there is no file {path}")
     if path.suffix == ONNX:
-        return Logged(program=path, signature=onnx_signature(path, max_batch=max_batch), example=rows)
+        signature = onnx_signature(path, max_batch=max_batch)
+        return Logged(program=path, signature=signature, example=named(first, signature) if first else None)
     if path.suffix == TORCH_PROGRAM and is_code_free(path):
-        return open_torch(path, rows, max_batch=max_batch)
-    if path.suffix == TORCH_PROGRAM or foreign.FACTORY.fullmatch(source):
+        return open_torch(path, first, max_batch=max_batch)
+    if path.suffix in (TORCH_PROGRAM, *foreign.TORCHSCRIPT) or foreign.FACTORY.fullmatch(source):
         if not trust.given:
             raise foreign.refuse(source, command=trust.command)
-        job = foreign.Job(source=str(path.absolute()) if path.suffix else source, path=str(Path.cwd()))
-        program, _ = foreign.to_program(job, folder=trust.folder, limits=trust.limits, example=rows)
-        return open_torch(program, rows, max_batch=max_batch)
+        dynamic = varying(rows) if rows else ()
+        job = foreign.Job(source=str(path.absolute()) if path.suffix else source, path=str(Path.cwd()), dynamic=dynamic)
+        program, _ = foreign.to_program(job, folder=trust.folder, limits=trust.limits, examples=rows)
+        return open_torch(program, first, max_batch=max_batch)
     if URI.fullmatch(source):
-        return open_logged(_download(source, place / "files"), what=source, trust=trust, max_batch=max_batch, rows=rows)
+        files = _download(source, trust.folder.with_name("files"))
+        return open_logged(files, what=source, trust=trust, max_batch=max_batch, rows=first)
+    if huggingface.is_folder(path):
+        return _open_huggingface(path, first, trust, max_batch=max_batch, max_tokens=max_tokens)
     raise InvalidSource(
-        f"'{source}' is no model that can be registered; give FILE.onnx, FILE.pt2, module:factory, or an MLflow URI "
-        "such as runs:/RUN/model or models:/NAME/1"
+        f"'{source}' is no model that can be registered; give FILE.onnx, FILE.pt2, FILE.pt (TorchScript), a Hugging Face "
+        f"folder with its {huggingface.CONFIG}, module:factory, or an MLflow URI such as runs:/RUN/model or models:/NAME/1"
+    )
+
+
+def _open_huggingface(folder: Path, rows: Inputs | None, trust: Trust, *, max_batch: int, max_tokens: int) -> Logged:
+    program, text, converted = huggingface.to_program(
+        folder, into=trust.folder, limits=trust.limits, max_batch=max_batch, max_tokens=max_tokens
+    )
+    return Logged(
+        program=program,
+        signature=converted.signature,
+        example=rows or text.rows(huggingface.EXAMPLES),
+        notes=converted.notes,
+        text=text,
     )
 
 
@@ -129,6 +172,8 @@ def _write(logged: Logged, example: Inputs | None, folder: Path, *, model_id: st
     data = "data/model.pt2" if torch_program else "data/model.onnx"
     _copy_program(logged.program, folder / data)
     (folder / FOLDER / SIGNATURE).write_bytes(msgspec.json.encode(logged.signature))
+    if logged.text is not None:
+        logged.text.write(folder)
     if example is not None:
         arrays = list(example.values())
         save_example(model, arrays[0] if len(arrays) == 1 else dict(example), str(folder))

@@ -4,7 +4,7 @@ A row is one entry along the first axis of every input. A model without a batch 
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -130,6 +130,25 @@ def _fitted(array: Array, spec: TensorSpec, whose: str) -> Array:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InvalidSource(f"{whose}: input '{spec.name}' holds NaN or infinity")
     return array
+
+
+def varying(examples: Sequence[Inputs]) -> tuple[tuple[int, ...], ...]:
+    """For each input the axes of any size: the first, and those in which the examples differ.
+
+    Raises `InvalidSource` where they are not examples of the same inputs.
+    """
+    first = examples[0]
+    for other in examples[1:]:
+        found, wanted = ({name: array.ndim for name, array in each.items()} for each in (other, first))
+        if found != wanted:
+            raise InvalidSource(
+                f"one example has inputs of the ranks {found}, another of {wanted}; give the same inputs"
+            )
+    sizes = {name: [example[name].shape for example in examples] for name in first}
+    return tuple(
+        tuple(axis for axis, found in enumerate(zip(*shapes, strict=True)) if axis == 0 or len(set(found)) > 1)
+        for shapes in sizes.values()
+    )
 
 
 def read_samples(path: Path, signature: Signature) -> dict[str, Array]:

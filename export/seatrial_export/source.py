@@ -12,13 +12,14 @@ import mlflow.artifacts
 import numpy as np
 from mlflow.exceptions import MlflowException
 
-from seatrial.errors import DataMissing, InvalidRecipe, NotInRegistry
+from seatrial.errors import DataMissing, InvalidRecipe, InvalidSource, NotInRegistry
 from seatrial.registry import ModelVersion
 from seatrial.settings import Settings
 from seatrial.tensors import Array, Signature
 from seatrial_export.logged import Logged, Trust, open_logged
 from seatrial_export.quality import ENOUGH_ROWS
 from seatrial_export.samples import Inputs, count, draw, fitted, joined, read_arrays, read_samples, take
+from seatrial_export.text import LINES, Text
 from seatrial_training.data import Dataset, Split, load_dataset
 from seatrial_training.retrainable import NotRetrainable, Retrainable, read_retrainable
 
@@ -46,11 +47,19 @@ class Source:
     held_out: Split | None
     dataset: Dataset | None
     retrainable: Retrainable | NotRetrainable
+    text: Text | None
     notes: tuple[str, ...]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return self.retrainable.labels if isinstance(self.retrainable, Retrainable) else ()
+        if isinstance(self.retrainable, Retrainable):
+            return self.retrainable.labels
+        return self.text.processing.labels if self.text else ()
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it takes texts, by their tokens, and answers with one vector for each."""
+        return self.text is not None and not self.text.processing.labels
 
     @property
     def max_batch(self) -> int:
@@ -82,7 +91,7 @@ def open_source(
         what=str(version),
         trust=trust,
         max_batch=settings.export.max_batch,
-        rows=read_arrays(samples) if samples else None,
+        rows=read_arrays(samples) if samples and samples.suffix != LINES else None,
     )
     retrainable = read_retrainable(files)
     dataset, notes = _load_dataset(retrainable, settings)
@@ -100,6 +109,7 @@ def open_source(
         held_out=material.held_out,
         dataset=dataset,
         retrainable=retrainable,
+        text=logged.text,
         notes=logged.notes + notes + material.notes,
     )
 
@@ -151,7 +161,7 @@ def _from_dataset(dataset: Dataset, *, rows: int) -> _Material:
 def _from_samples(logged: Logged, samples: Path | None, *, rows: int) -> _Material:
     notes: tuple[str, ...] = ()
     if samples is not None:
-        given: Inputs = read_samples(samples, logged.signature)
+        given = _read_samples(samples, logged)
     elif logged.example:
         given = fitted(logged.example, logged.signature, whose="the model's input example")
     else:
@@ -161,6 +171,14 @@ def _from_samples(logged: Logged, samples: Path | None, *, rows: int) -> _Materi
     if calibrating is judging:
         notes += ("INT8 ranges were calibrated on the rows that judge them: there are too few to set some aside",)
     return _Material(rows=judging, calibration=draw(calibrating, rows, seed=SEED), notes=notes)
+
+
+def _read_samples(path: Path, logged: Logged) -> Inputs:
+    if path.suffix != LINES:
+        return read_samples(path, logged.signature)
+    if logged.text is None:
+        raise InvalidSource(f"{path} is text, and the model came without a tokenizer; give rows as .npz or Parquet")
+    return fitted(logged.text.read_lines(path), logged.signature, whose=str(path))
 
 
 def _shared_out(given: Inputs, *, most: int) -> tuple[Inputs, Inputs]:

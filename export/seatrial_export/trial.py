@@ -53,7 +53,7 @@ class Verified:
 
 def ask_source(source: Source) -> Questions:
     answer = reference(source.program, source.signature)
-    exam = set_exam(source.signature, source.rows, answer)
+    exam = set_exam(source.signature, source.rows, answer, embeds=source.embeds)
     held_out = hold_out(source.held_out, answer, max_batch=source.max_batch) if source.held_out else None
     return Questions(answer=answer, exam=exam, held_out=held_out, digest=digest_of((exam, held_out)))
 
@@ -97,23 +97,25 @@ def _prove(built: Built, engine: Engine, source: Source, questions: Questions) -
 
 def _score(engine: Engine, proof: Proof, questions: Questions) -> Quality:
     if questions.held_out is None:
-        return by_agreement(proof.agreement, rows=count(questions.exam.rows))
+        return by_agreement(proof.agreement, rows=count(questions.exam.rows), embeds=questions.exam.embeds)
     return by_labels(engine.predict, questions.held_out)
 
 
 def _draft(built: Built, source: Source) -> Draft:
     """The bundle without what is recorded last: golden requests and their bounds."""
     candidate, file = built.candidate, f"model{built.model.suffix}"
+    text = source.text if source.embeds else None  # the server takes texts to embed, no others
     return Draft(
         model=ModelName(name=source.version.name, version=source.version.version),
         variant=candidate.variant_name(built.recorded),
         signature=source.signature,
         engine=candidate.engine,
         graphs={MAIN: file},
-        files={file: built.model},
+        files={file: built.model} | ({text.processing.tokenize.file: text.tokenizer} if text else {}),
         golden=(),
         source_bounds={},
         rerun_bounds={},
         labels=source.labels,
+        preprocessing=(text.processing.tokenize,) if text else (),
         hardware=fingerprint(candidate.engine.name) if candidate.bound else None,
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from seatrial.bundle import Bound
@@ -41,6 +42,8 @@ TOGETHER = 10.0
 """How many times `equal` all rows together may lie from the source's, in proportion to how large those are."""
 INT8_STEPS = 4
 """Quantization steps of the output by which another CPU's INT8 kernels may round differently."""
+EQUALLY_NEAR = 1e-6
+"""Cosines that differ by no more are the same."""
 NEIGHBOURS_COST = 2.0
 """How many times its distance from the source, when alone, a quantized variant's answer may move because of neighbours."""
 
@@ -103,8 +106,12 @@ def verify(candidate: Candidate, predict: Predict, exam: Exam, *, program: Predi
     on_rows = Case(name="real rows", inputs=exam.rows, source=exam.source)
     distance = _distance([*ordinary, (on_rows, rows)], exam)
     rerun = {name: _rerun_bound(candidate, rows[name], distance[name], rounding[name]) for name in exam.source}
+    if exam.embeds:
+        rerun = {name: msgspec.structs.replace(bound, top1=False) for name, bound in rerun.items()}
     return Proof(
-        agreement=agreement(exam.source, rows, cases=len(asked), distance=distance, scale=exam.scale),
+        agreement=agreement(
+            exam.source, rows, cases=len(asked), distance=distance, scale=exam.scale, embeds=exam.embeds
+        ),
         source={name: _source_bound(candidate, distance[name], rerun[name], rounding[name]) for name in exam.source},
         rerun=rerun,
     )
@@ -163,14 +170,22 @@ def _asking(where: str) -> Iterator[None]:
 
 
 def agreement(
-    source: Outputs, found: Outputs, *, cases: int, distance: dict[str, float], scale: dict[str, float]
+    source: Outputs,
+    found: Outputs,
+    *,
+    cases: int,
+    distance: dict[str, float],
+    scale: dict[str, float],
+    embeds: bool = False,
 ) -> Agreement:
-    """Over rows: how often the largest element is the same, and the mean cosine; of several outputs the worst."""
+    """Over rows: how often the largest element is the same, or of embeddings the nearest other row, and the mean cosine; of
+    several outputs the worst."""
+    same = same_neighbour if embeds else same_top1
     return Agreement(
         cases=cases,
         max_absolute=max(distance.values()),
         max_relative=max(distance[name] / scale[name] for name in distance),
-        top1=min(float(np.mean(same_top1(found[name], source[name]))) for name in source),
+        top1=min(float(np.mean(same(found[name], source[name]))) for name in source),
         cosine=min(float(np.mean(_cosine(found[name], source[name]))) for name in source),
     )
 
@@ -181,6 +196,19 @@ def same_top1(one: Array, other: Array) -> Array:
         return np.asarray(one == other)
     same = (one.argmax(-1) == other.argmax(-1)) & (one == one).all(-1) & (other == other).all(-1)
     return np.asarray(same.reshape(len(one), -1).all(axis=-1))
+
+
+def same_neighbour(one: Array, other: Array) -> Array:
+    """For each row, whether the row that lies nearest to it is nearest by both. Rows that are equally near are one."""
+    nearness = []
+    for rows in (one, other):
+        unit = _unit(rows.reshape(len(rows), -1).astype(np.float64))
+        cosines = unit @ unit.T
+        np.fill_diagonal(cosines, -np.inf)
+        nearness.append(cosines)
+    found, wanted = nearness
+    chosen = np.take_along_axis(wanted, found.argmax(-1)[:, None], axis=-1)[:, 0]
+    return np.asarray(chosen >= wanted.max(-1) - EQUALLY_NEAR)
 
 
 def _cosine(one: Array, other: Array) -> Array:
@@ -272,7 +300,9 @@ def _check_company(
                         f"a row is answered differently {party}: '{name}' moves by {moved:.3g}, "
                         f"{allowed[name]:.3g} is allowed"
                     )
-                if moved > rounding[name].absolute and not same_top1(together[name], array).all():
+                if moved <= rounding[name].absolute or exam.embeds:
+                    continue
+                if not same_top1(together[name], array).all():
                     raise Unfaithful(f"a row is answered differently {party}: the largest of '{name}' is another one")
 
 
@@ -296,7 +326,7 @@ def _source_bound(candidate: Candidate, distance: float, rerun: Bound, rounding:
     """What was verified: for a lossy variant its largest distance, and what another CPU may add to it."""
     if not candidate.lossy:
         return Bound(absolute=round_up(rounding.absolute), relative=rounding.tolerance.equal)
-    return Bound(absolute=round_up(distance + rerun.absolute), relative=rerun.relative, top1=candidate.quantized)
+    return Bound(absolute=round_up(distance + rerun.absolute), relative=rerun.relative, top1=rerun.top1)
 
 
 def round_up(number: float) -> float:

@@ -35,6 +35,7 @@ def linear_source(folder: Path, *, rows: Inputs | None = None, signature: Signat
         held_out=None,
         dataset=None,
         retrainable=NotRetrainable(reason="it was written by hand"),
+        text=None,
         notes=(),
     )
 

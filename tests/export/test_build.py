@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
@@ -15,7 +16,7 @@ from seatrial_export import child, convert
 from seatrial_export.build import Built, building
 from seatrial_export.candidate import CANDIDATES, Candidate, Lost, Verdict
 from seatrial_export.child import Limits
-from seatrial_export.onnx_file import clean, name_axes
+from seatrial_export.onnx_file import clean, name_axes, name_tensors
 from seatrial_export.quantize import weight_bits
 from seatrial_export.source import Source
 from tests.export.models import linear_source, some_rows
@@ -128,6 +129,26 @@ def test_an_axis_that_became_fixed_is_told(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(ConversionFailed, match="axis 'batch' of 'x' became fixed at 2 in the ONNX graph"):
         child.run("seatrial_export.convert", job, folder=tmp_path / "child", answer=convert.Converted, limits=LIMITS)
+
+
+def test_an_inner_tensor_gives_its_name_to_an_output_that_wants_it(tmp_path: Path) -> None:
+    """As where a model's layer is called what its answer is called."""
+    nodes = [
+        helper.make_node("Relu", ["given"], ["embedding"]),
+        helper.make_node("Add", ["embedding", "embedding_1"], ["last"]),
+        helper.make_node("Neg", ["embedding"], ["x"]),
+    ]
+    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("given", "last", "x")}
+    constant = {"embedding_1": np.ones(1, np.float32)}
+    model = onnx.load(
+        save(tmp_path / "m.onnx", nodes, [values["given"]], [values["last"], values["x"]], constants=constant)
+    )
+    name_tensors(model, inputs=["x"], outputs=["embedding", "given"])
+    onnx.checker.check_model(model, full_check=True)
+    session = ort.InferenceSession(model.SerializeToString())
+    plus, minus = session.run(["embedding", "given"], {"x": np.array([-2, 3], np.float32)})
+    assert plus.tolist() == [1, 4]
+    assert minus.tolist() == [0, -3]
 
 
 def test_a_symbol_keeps_one_name_wherever_it_stands() -> None:

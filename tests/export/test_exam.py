@@ -19,7 +19,7 @@ from seatrial_export.golden import record
 from seatrial_export.samples import Inputs, Outputs
 from seatrial_export.shelf import Shelf
 from seatrial_export.trial import Verified, ask_source, examine
-from seatrial_export.verify import Unfaithful, agreement, round_up, verify
+from seatrial_export.verify import Unfaithful, agreement, round_up, same_neighbour, verify
 from tests.export.models import FLOAT_FAULTS, LOSSY_FAULTS, Break, another_largest, linear_source, right, some_rows
 from tests.serving.models import SIGNATURE, linear
 
@@ -300,6 +300,32 @@ def test_nan_never_agrees_and_neither_does_infinity() -> None:
     assert agreed(numbers * [1, np.nan]) == (0, 0)
     assert agreed(numbers * [np.nan, 1]) == (0, 0)
     assert agreed(numbers * [1, np.inf]) == (1, 0)
+
+
+def test_embeddings_agree_where_the_nearest_other_row_is_the_same() -> None:
+    rows = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [0, 1]], np.float32)
+    assert same_neighbour(3 * rows, rows).all(), (
+        "lengths do not count, and of two that are equally near either is right"
+    )
+    strayed = rows.copy()
+    strayed[1] = [0.1, 1]  # it lies with the others now, nearest to the fourth
+    assert same_neighbour(strayed, rows).tolist() == [True, False, True, False, True]
+
+
+def test_an_embedding_has_no_largest_element_that_must_stay() -> None:
+    def small(inputs: Inputs) -> Outputs:
+        return {"y": source(inputs)["y"] / 10}
+
+    def turns(inputs: Inputs) -> Outputs:
+        """Always a little off, and beside others in another direction, so that another element is the largest."""
+        y = small(inputs)["y"]
+        return {"y": y + np.float32(0.2) + np.array([0.3, -0.3, 0], np.float32) * (len(y) > 1)}
+
+    with pytest.raises(Unfaithful, match="the largest of 'y' is another one"):
+        verify(STATIC, turns, set_exam(SIGNATURE, some_rows(), small))
+    proof = verify(STATIC, turns, set_exam(SIGNATURE, some_rows(), small, embeds=True))
+    assert not proof.rerun["y"].top1
+    assert not proof.source["y"].top1
 
 
 def test_golden_requests_of_a_quantized_variant_are_those_whose_largest_output_is_clear() -> None:

@@ -48,9 +48,7 @@ def settings(home: Path) -> Settings:
 
 @pytest.fixture
 def version(settings: Settings, tmp_path: Path) -> ModelVersion:
-    return register(
-        str(linear_onnx(tmp_path / "linear.onnx")), name="linear", settings=settings, example=None, trust=False
-    )
+    return register(str(linear_onnx(tmp_path / "linear.onnx")), name="linear", settings=settings)
 
 
 @pytest.fixture
@@ -296,7 +294,7 @@ def test_two_homes_give_one_digest(
     other = Settings(home=elsewhere, export=settings.export)
     (tmp_path / "again").mkdir()
     source = linear_onnx(tmp_path / "again" / "linear.onnx")
-    assert str(register(str(source), name="linear", settings=other, example=None, trust=False)) == str(version)
+    assert str(register(str(source), name="linear", settings=other)) == str(version)
     here, there = (export(Request(ref=REF, candidates=(FLOAT,)), each).report for each in (settings, other))
     assert here.bundles == there.bundles
     assert here.run_id != there.run_id
@@ -309,7 +307,7 @@ def test_a_model_without_a_batch_axis_is_exported_as_it_is(settings: Settings, t
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(model, tmp_path / "fixed.onnx")
-    register(str(tmp_path / "fixed.onnx"), name="fixed", settings=settings, example=None, trust=False)
+    register(str(tmp_path / "fixed.onnx"), name="fixed", settings=settings)
     exported = export(Request(ref=ModelRef(name="fixed", version="1"), candidates=(FLOAT,)), settings)
     bundle = exported.bundles[TARGET]
     assert bundle.manifest.signature.batch is None
@@ -452,7 +450,7 @@ def test_each_target_has_a_winner_and_each_bundle_names_the_others(settings: Set
 @pytest.mark.slow
 def test_a_program_is_served_as_it_is_and_compiled(settings: Settings, tmp_path: Path) -> None:
     program = linear_program(tmp_path / "linear.pt2")
-    register(str(program), name="linear", settings=settings, example=None, trust=False)
+    register(str(program), name="linear", settings=settings)
     exported = export(Request(ref=REF, targets=("pt2-cpu", "aoti-cpu")), settings)
     assert exported.report.chosen == {"pt2-cpu": "pt2-cpu-fp32", "aoti-cpu": "aoti-cpu-fp32"}
     for target, bundle in exported.bundles.items():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis.extra import numpy as arrays
 
 from seatrial.bundle.evidence import Agreement
-from seatrial_export.quality import Right, by_agreement, by_labels, hold_out, paired_drop, wilson
+from seatrial_export.quality import Right, by_agreement, by_labels, hold_out, least_cosine, paired_drop, wilson
 from seatrial_export.samples import Inputs, Outputs
 from seatrial_export.verify import Unfaithful
 from seatrial_training.data import Split
@@ -100,3 +100,4 @@ def test_agreement_has_an_interval_of_its_own() -> None:
     quality = by_agreement(seen, rows=256)
     assert (quality.value, quality.source_value) == (1.0, 1.0)
     assert quality.drop_upper == pytest.approx(0.0148, abs=1e-4)
+    assert least_cosine(0.01) == 0.999

@@ -272,7 +272,7 @@ def test_layers_left_in_float_read_and_answer_floats(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_mixed_variant_is_built_where_static_int8_misses_the_accuracy(home: Path) -> None:
     settings = Settings(home=home, export={"measure_s": 0.1, "threads": 1})
-    register(str(picky(home / "picky.onnx")), name="picky", settings=settings, example=None, trust=False)
+    register(str(picky(home / "picky.onnx")), name="picky", settings=settings)
     write_arrays(home / "rows.npz", picky_rows())
     request = Request(
         ref=ModelRef(name="picky", version="1"), samples=home / "rows.npz", candidates=(FLOAT, STATIC, MIXED),

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,9 +20,12 @@ from seatrial.errors import ConversionFailed, InvalidSource, NotInRegistry, Untr
 from seatrial.registry import ModelRef
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
+from seatrial.tensors import Array
 from seatrial_export.candidate import CANDIDATES
 from seatrial_export.export import Exported, Request, export
 from seatrial_export.register import register
+from seatrial_export.samples import varying
+from seatrial_serving.engines import open_engine
 from seatrial_serving.engines.proof import prove
 from tests.commands import Typed, type_seatrial
 from tests.export.models import one_row_only
@@ -34,8 +39,8 @@ def settings(home: Path) -> Settings:
     return Settings(home=home, export={"measure_s": 0.1, "threads": 1})
 
 
-def take_in(source: object, settings: Settings, *, trust: bool = False, example: Path | None = None) -> str:
-    return str(register(str(source), name="mine", settings=settings, example=example, trust=trust))
+def take_in(source: object, settings: Settings, *, trust: bool = False, examples: Sequence[Path] = ()) -> str:
+    return str(register(str(source), name="mine", settings=settings, examples=examples, trust=trust))
 
 
 def exported(settings: Settings, *, trust: bool = False, name: str = "mine") -> Exported:
@@ -59,7 +64,7 @@ def test_an_onnx_file_is_registered_as_it_is_and_exported(settings: Settings, tm
 
 def test_an_onnx_file_is_judged_on_the_example_that_it_was_registered_with(settings: Settings, tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", x=np.ones((300, 4), np.float32) * np.arange(300, dtype=np.float32)[:, None])
-    take_in(linear_onnx(tmp_path / "theirs.onnx"), settings, example=tmp_path / "rows.npz")
+    take_in(linear_onnx(tmp_path / "theirs.onnx"), settings, examples=[tmp_path / "rows.npz"])
     report = exported(settings).report
     assert "agreement with the source model on 256 rows" in report.basis, "the others calibrate"
     assert report.notes == ()
@@ -156,9 +161,105 @@ def test_a_factory_without_an_example_is_given_one_or_told_to_ask_for_it(setting
     with pytest.raises(ConversionFailed, match=r"no example to trace it with; give one with .*--example\) FILE.npz"):
         take_in("their_models:bare", settings, trust=True)
     np.savez(factories / "rows.npz", x=np.ones((2, 4), np.float32))
-    assert take_in("their_models:bare", settings, trust=True, example=factories / "rows.npz") == "models:/mine/1"
+    assert take_in("their_models:bare", settings, trust=True, examples=[factories / "rows.npz"]) == "models:/mine/1"
     with pytest.raises(ConversionFailed, match=r"gave str, expected a torch.nn.Module"):
         take_in("their_models:nothing", settings, trust=True)
+
+
+def scripted(path: Path, *, traced: bool) -> Path:
+    """A network as TorchScript: rows of any length, added up and put through a layer."""
+
+    class Summing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.layer(x.sum(1)))
+
+    torch.manual_seed(0)
+    module = Summing().eval()
+    jit: Any = torch.jit
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        jit.save(jit.trace(module, torch.ones(2, 5, 3)) if traced else jit.script(module), path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("traced", [True, False])
+def test_torchscript_is_trusted_or_refused_and_examples_say_what_is_dynamic(
+    settings: Settings, tmp_path: Path, *, traced: bool
+) -> None:
+    theirs = scripted(tmp_path / "theirs.pt", traced=traced)
+    short, long = tmp_path / "short.npz", tmp_path / "long.npz"
+    np.savez(short, x=np.ones((2, 4, 3), np.float32))
+    np.savez(long, x=np.ones((2, 7, 3), np.float32))
+    with pytest.raises(Untrusted, match=r"theirs.pt is TorchScript: .* --trust"):
+        take_in(theirs, settings, examples=[short])
+    take_in(theirs, settings, trust=True, examples=[short, long])
+    bundle = exported(settings).bundles["onnx-cpu"]
+    [spec] = bundle.manifest.signature.inputs
+    assert spec.shape == (-1, -1, 3)
+    x = np.random.default_rng(0).normal(size=(3, 5, 3)).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        expected = torch.jit.load(theirs)(torch.from_numpy(x)).detach().numpy()  # type: ignore[no-untyped-call]
+    engine = open_engine(bundle, threads=1)
+    [answer] = engine.predict({spec.name: x}).values()
+    np.testing.assert_allclose(answer, expected, atol=1e-6)
+    engine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("factories")
+def test_an_axis_that_varies_and_became_fixed_is_told(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    for size in (4, 7):
+        np.savez(tmp_path / f"{size}.npz", x=np.ones((2, size), np.float32))
+    with pytest.raises(ConversionFailed, match=r"the module takes inputs of \[2, 4\], .* an axis became fixed"):
+        take_in("stubborn:build", settings, trust=True, examples=[tmp_path / "4.npz", tmp_path / "7.npz"])
+
+
+STUBBORN = """
+import torch
+
+class Stubborn(torch.nn.Module):
+    def forward(self, x):
+        return x * torch.arange(int(x.shape[1]) * len(x.tolist()[0]) // len(x.tolist()[0]), dtype=x.dtype)
+
+def build():
+    return Stubborn()
+"""
+
+
+@pytest.mark.slow
+def test_a_file_that_is_no_torchscript_is_told(settings: Settings, tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(3)}, tmp_path / "weights.pt")
+    np.savez(tmp_path / "rows.npz", x=np.ones((2, 4), np.float32))
+    with pytest.raises(ConversionFailed, match=r"weights.pt is no TorchScript: .* module:factory"):
+        take_in(tmp_path / "weights.pt", settings, trust=True, examples=[tmp_path / "rows.npz"])
+
+
+def test_examples_tell_which_axes_vary() -> None:
+    def example(*shape: int) -> dict[str, Array]:
+        return {"x": np.ones(shape), "y": np.ones(shape[:1])}
+
+    assert varying([example(2, 3, 4)]) == ((0,), (0,))
+    assert varying([example(2, 3, 4), example(2, 5, 4), example(1, 5, 4)]) == ((0, 1), (0,))
+    with pytest.raises(InvalidSource, match="give the same inputs"):
+        varying([example(2, 3), {"x": np.ones((2, 3))}])
+    with pytest.raises(InvalidSource, match="give the same inputs"):
+        varying([example(2, 3), example(2, 3, 4)])
+
+
+def test_examples_that_the_model_does_not_take_are_refused(settings: Settings, tmp_path: Path) -> None:
+    path = linear_onnx(tmp_path / "theirs.onnx")
+    for columns in (4, 5):
+        np.savez(tmp_path / f"{columns}.npz", x=np.ones((3, columns), np.float32))
+    take_in(path, settings, examples=[tmp_path / "4.npz"])
+    with pytest.raises(InvalidSource, match="the example: "):
+        take_in(path, settings, examples=[tmp_path / "4.npz", tmp_path / "5.npz"])
 
 
 @pytest.fixture
@@ -171,7 +272,8 @@ def seatrial(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ("source", "words"),
     [
         ("nowhere.onnx", "there is no file nowhere.onnx"),
-        ("their_models.py", "give FILE.onnx, FILE.pt2, module:factory, or an MLflow URI"),
+        ("nowhere.pt", "there is no file nowhere.pt"),
+        ("their_models.py", "give FILE.onnx, FILE.pt2, FILE.pt (TorchScript), a Hugging Face folder"),
         ("models:/absent/1", "models:/absent/1 cannot be fetched"),
         ("their_models:absent", "Untrusted"),
     ],
@@ -187,7 +289,7 @@ def test_a_model_that_does_not_answer_what_its_signature_allows_is_refused(setti
     with pytest.raises(InvalidSource, match=r"the source model itself does not answer x\[4, 4\]"):
         take_in(path, settings)
     np.savez(tmp_path / "one.npz", x=np.ones((1, 4), np.float32))
-    take_in(path, settings, example=tmp_path / "one.npz")
+    take_in(path, settings, examples=[tmp_path / "one.npz"])
     with pytest.raises(
         InvalidSource,
         match="export the program so that every input and output has the batch first",
@@ -288,7 +390,7 @@ def test_a_pickle_of_a_trusted_name_with_samples_and_registered_anew(settings: S
     np.savez(tmp_path / "rows.npz", rows=rows)
     with_samples = Request(ref=ModelRef(name="theirs", version="1"), candidates=FLOAT, samples=tmp_path / "rows.npz")
     assert "on 256 rows" in export(with_samples, trusting).report.basis
-    assert register("models:/theirs/1", name="taken-in", settings=settings, example=None, trust=True).version == "1"
+    assert register("models:/theirs/1", name="taken-in", settings=settings, trust=True).version == "1"
 
 
 def test_linear_is_what_the_small_onnx_file_computes() -> None:

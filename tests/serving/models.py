@@ -1,6 +1,6 @@
 """Small ONNX models, and bundles of them, made in milliseconds without torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -203,6 +203,27 @@ def encoder_onnx(path: Path) -> Path:
     )
 
 
+def embedder_onnx(path: Path) -> Path:
+    """The same with its own pooling: the mean of the real tokens' states, at length one."""
+    return save(
+        path,
+        [
+            helper.make_node("Gather", ["states", "input_ids"], ["of_ids"]),
+            helper.make_node("Cast", ["attention_mask"], ["real"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["real", "last"], ["weight"]),
+            helper.make_node("Mul", ["of_ids", "weight"], ["weighted"]),
+            helper.make_node("ReduceSum", ["weighted", "tokens"], ["sum"], keepdims=0),
+            helper.make_node("LpNormalization", ["sum"], ["embedding"], axis=-1),
+        ],
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 4])],
+        constants={"states": STATES, "last": np.array([2]), "tokens": np.array([1])},
+    )
+
+
 def tokenizer_json(path: Path) -> Path:
     """A tokenizer of whole words, saved as model authors do: with a padding and a truncation of its own."""
     from tokenizers import Tokenizer
@@ -239,12 +260,13 @@ class EncoderBundle:
 
     tokenize: Tokenize = TOKENIZE
     postprocessing: tuple[Pool | Normalize, ...] = (MEAN, Normalize())
+    graph: Callable[[Path], Path] = encoder_onnx
     golden_text: str = "a ship at sea"
     """The text that the golden answer belongs to; the request is always the same."""
 
     def write(self, store: Path) -> Bundle:
         store.mkdir(parents=True, exist_ok=True)
-        encoder = encoder_onnx(store / ".encoder.onnx")
+        encoder = self.graph(store / ".encoder.onnx")
         expected = (
             Tensor("embedding", DataType.FP32, embedding(self.golden_text)[None]),
             Tensor("token_count", DataType.INT64, np.array([6])),

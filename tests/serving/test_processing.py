@@ -17,7 +17,17 @@ from seatrial_serving.engines.processing import MOST_BYTES_A_TOKEN
 from seatrial_serving.engines.proof import prove
 from seatrial_serving.remote import EngineProcess
 from tests.serving.conftest import load
-from tests.serving.models import MAX_TOKENS, MEAN, STATES, TOKENIZE, VOCABULARY, EncoderBundle, embedding, token_ids
+from tests.serving.models import (
+    MAX_TOKENS,
+    MEAN,
+    STATES,
+    TOKENIZE,
+    VOCABULARY,
+    EncoderBundle,
+    embedder_onnx,
+    embedding,
+    token_ids,
+)
 
 TEXTS = st.lists(st.sampled_from(VOCABULARY[4:]), min_size=1, max_size=MAX_TOKENS - 2).map(" ".join)
 
@@ -84,6 +94,15 @@ def test_the_first_token_can_stand_for_the_text_and_vectors_can_keep_their_lengt
     first = EncoderBundle(postprocessing=(Pool(output="last_hidden_state", method="first"),)).write(tmp_path)
     got, _ = embed(open_engine(first, threads=1), "a ship at sea")
     assert got.tolist() == [STATES[VOCABULARY.index("[CLS]")].tolist()]
+
+
+def test_a_graph_that_embeds_by_itself_takes_texts_too(tmp_path: Path) -> None:
+    engine = open_engine(EncoderBundle(graph=embedder_onnx, postprocessing=()).write(tmp_path), threads=1)
+    got, counts = embed(engine, "a ship at sea", "in harbour")
+    np.testing.assert_allclose(got, [embedding("a ship at sea"), embedding("in harbour")], atol=1e-6)
+    assert counts == [6, 4]
+    assert list(engine.graphs) == ["main", "tokens", "text"]
+    engine.close()
 
 
 @pytest.mark.parametrize(

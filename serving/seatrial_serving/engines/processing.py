@@ -1,8 +1,9 @@
 """What a bundle says to do before and after its graph, done around the engine that runs it.
 
-A bundle with `tokenize` and `pool` embeds: it has, beside `main`, the graph `tokens`, from token ids to embeddings, and the
-graph `text`, from texts to embeddings. Both answer how many tokens each row had. Texts are padded to the longest of the
-batch that they are in, so a short one pays only for its company; a text that is too long is refused, never cut.
+A bundle with `tokenize` embeds, with `pool` or where its graph answers with one vector a row. It has, beside `main`, the
+graph `tokens`, from token ids to embeddings, and the graph `text`, from texts to embeddings. Both answer how many tokens
+each row had. Texts are padded to the longest of the batch that they are in, so a short one pays only for its company; a
+text that is too long is refused, never cut.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,19 +28,23 @@ class Embedding:
 
     def __init__(self, engine: Engine, bundle: Bundle) -> None:
         """Raises `BundleCorrupt` where what the manifest wants does not fit its signature, and `MissingExtra`."""
+        self._pool: Pool | None
         match bundle.manifest.preprocessing, bundle.manifest.postprocessing:
             case [tokenize], [Pool() as pool, *rest] if rest in ([], [Normalize()]):
-                self._tokenize, self._pool, self._normalize = tokenize, pool, bool(rest)
+                self._pool, self._normalize = pool, bool(rest)
+            case [tokenize], []:
+                self._pool, self._normalize = None, False
             case _:
                 raise BundleCorrupt(
                     f"{bundle.path} wants a processing that there is none of: tokenize, pool, normalize"
                 )
-        self._tokenizer = _open_tokenizer(bundle, self._tokenize)
-        self._padding: int = (self._tokenizer.padding or {}).get("pad_id", 0)
+        self._tokenize, self._tokenizer = tokenize, _open_tokenizer(bundle, tokenize)
+        self._padding = _padding_id(engine.signature, self._tokenizer, tokenize)
         try:
-            self.graphs = {MAIN: engine.signature, **_graphs(engine.signature, tokenize, pool, padding=self._padding)}
+            embedding = _graphs(engine.signature, tokenize, self._pool, padding=self._padding)
         except (KeyError, ValueError) as error:
             raise BundleCorrupt(f"the processing of {bundle.path} does not fit its signature: {error}") from error
+        self.graphs = {MAIN: engine.signature, **embedding}
         self.signature, self.on_cpu = engine.signature, engine.on_cpu
         self._engine = engine
         self._vocabulary = self._tokenizer.get_vocab_size()
@@ -87,37 +92,47 @@ class Embedding:
             spec.name: rows.get(spec.name, np.zeros_like(ids)).astype(spec.datatype.numpy)
             for spec in self.signature.inputs
         }
-        states = self._engine.predict(inputs)[self._pool.output]
-        embedding = states[:, 0] if self._pool.method == "first" else _mean(states, mask)
+        answer = self._engine.predict(inputs)
+        embedding = _pooled(answer[self._pool.output], mask, self._pool) if self._pool else next(iter(answer.values()))
         if self._normalize:
             embedding = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
         return {EMBEDDING: embedding.astype(np.float32), TOKEN_COUNT: mask.sum(1, dtype=np.int64)}
 
 
-def _mean(states: Array, mask: Array) -> Array:
+def _pooled(states: Array, mask: Array, pool: Pool) -> Array:
+    if pool.method == "first":
+        first: Array = states[:, 0]
+        return first
     weight = mask.astype(states.dtype)
     sums = np.einsum("btd,bt->bd", states, weight)
     mean: Array = sums / np.maximum(weight.sum(1, keepdims=True), 1)
     return mean
 
 
-def _graphs(main: Signature, tokenize: Tokenize, pool: Pool, *, padding: int) -> dict[str, Signature]:
+def _padding_id(main: Signature, tokenizer: Any, tokenize: Tokenize) -> int:
+    """What was verified; else what the tokenizer says of itself."""
+    if main.padding is not None and tokenize.ids in main.padding.values:
+        return int(main.padding.values[tokenize.ids])
+    return int((tokenizer.padding or {}).get("pad_id", 0))
+
+
+def _graphs(main: Signature, tokenize: Tokenize, pool: Pool | None, *, padding: int) -> dict[str, Signature]:
     """`padding` is the id that fills the end of a short row.
 
     Raises `KeyError` or `ValueError` where the transforms do not fit `main`.
     """
     inputs = {spec.name: spec for spec in main.inputs}
     ids, mask = inputs[tokenize.ids], inputs[tokenize.mask]
-    states = {spec.name: spec for spec in main.outputs}[pool.output]
+    answer = {spec.name: spec for spec in main.outputs}[pool.output] if pool else main.outputs[0]
     batch = main.batch
     if batch is None:
         raise ValueError("there is no batch axis")
     if any(len(spec.shape) != 2 or spec.datatype.numpy.kind not in "iu" for spec in main.inputs):
         raise ValueError("an input does not take one whole number for each token")
-    if len(states.shape) != 3 or states.shape[2] < 0:
-        raise ValueError(f"the output '{states.name}' is not one vector for each token")
+    if len(answer.shape) != (3 if pool else 2) or answer.shape[-1] < 0 or (not pool and len(main.outputs) > 1):
+        raise ValueError(f"the output '{answer.name}' is not one vector for each {'token' if pool else 'row'}")
     outputs = (
-        TensorSpec(name=EMBEDDING, datatype=DataType.FP32, shape=(-1, states.shape[2])),
+        TensorSpec(name=EMBEDDING, datatype=DataType.FP32, shape=(-1, answer.shape[-1])),
         TensorSpec(name=TOKEN_COUNT, datatype=DataType.INT64, shape=(-1,)),
     )
     answered = {EMBEDDING: 0, TOKEN_COUNT: 0}
