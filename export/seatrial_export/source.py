@@ -5,6 +5,7 @@ what somebody gives in `--samples`.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from seatrial_export.logged import Logged, Trust, open_logged
 from seatrial_export.quality import ENOUGH_ROWS
 from seatrial_export.samples import Inputs, count, draw, fitted, joined, read_arrays, read_samples, take
 from seatrial_export.text import LINES, Text
-from seatrial_training.data import Dataset, Split, load_dataset
+from seatrial_training.data import PADDING_ID, Dataset, Split, load_dataset
 from seatrial_training.retrainable import NotRetrainable, Retrainable, read_retrainable
 
 SEED = 0
@@ -149,13 +150,32 @@ def _from_dataset(dataset: Dataset, *, rows: int) -> _Material:
     """Validation and test rows judge: no variant is fitted to either, fine-tuning stops by rows of its own."""
     parts = dataset.validation, dataset.test
     held_out = Split(
-        inputs=joined([part.inputs for part in parts]), labels=np.concatenate([part.labels for part in parts])
+        inputs=joined(_as_long([part.inputs for part in parts])),
+        labels=np.concatenate([part.labels for part in parts]),
     )
     return _Material(
         rows=draw(held_out.inputs, AGREEMENT_ROWS, seed=SEED),
         calibration=draw(dataset.train.inputs, rows, seed=SEED),
         held_out=held_out,
     )
+
+
+def _as_long(parts: Sequence[Inputs]) -> list[Inputs]:
+    """`parts` of a data set's rows, the shorter padded: each split of texts is as long as its longest."""
+    longest = {
+        name: max(part[name].shape[1] for part in parts)
+        for name, array in parts[0].items()
+        if array.dtype.kind == "i" and array.ndim == 2
+    }
+    return [
+        {
+            name: np.pad(array, ((0, 0), (0, longest[name] - array.shape[1])), constant_values=PADDING_ID)
+            if name in longest
+            else array
+            for name, array in part.items()
+        }
+        for part in parts
+    ]
 
 
 def _from_samples(logged: Logged, samples: Path | None, *, rows: int) -> _Material:
