@@ -40,6 +40,11 @@ from seatrial.errors import InvalidSettings
     "--samples", type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Rows to judge by, for a model that came without labelled data: .npz, Parquet, or .txt with a text a line.",
 )  # fmt: skip
+@click.option(
+    "--probe", is_flag=True,
+    help="Report also how the chosen variant and the source take spoiled and adversarial rows, and on what in a row their "
+    "answers hang. Takes minutes.",
+)  # fmt: skip
 @click.option("--trust", is_flag=True, help="Open a pickled model, which runs its author's code, in a child process.")
 @json_option
 def export(
@@ -53,6 +58,7 @@ def export(
     minutes: float | None,
     names: tuple[str, ...],
     samples: Path | None,
+    probe: bool,
     trust: bool,
     as_json: bool,
 ) -> None:
@@ -89,6 +95,7 @@ def export(
             samples=samples,
             trust=trust,
             minutes=minutes,
+            probe=probe,
             candidates=tuple(dict.fromkeys((*CANDIDATES, *asked))),
         )
     except InvalidSettings as error:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from seatrial.bundle import Bundle, open_bundle
 from seatrial.bundle.store import directory_name
 from seatrial.errors import BudgetNotMet, BundleCorrupt, InvalidSettings
@@ -28,6 +30,8 @@ from seatrial_export.candidate import CANDIDATES, DEFAULT_TARGETS, TARGETS, Cand
 from seatrial_export.child import Limits, child_limits
 from seatrial_export.choose import Budget, Judgement, Objective, Variant, choose, undecided
 from seatrial_export.contest import Outcome, Pace, Sizes, contest
+from seatrial_export.deltas import Deltas
+from seatrial_export.deltas.beside import ask_more, set_beside
 from seatrial_export.logged import Trust
 from seatrial_export.measure import Clock
 from seatrial_export.mix import Mixed, Mixer, Tried
@@ -52,7 +56,8 @@ BUILT_BY, VERIFIED_BY = 0.7, 0.9
 class Request:
     """What somebody wants exported, and how. `candidates` are tried where their target is among `targets`.
 
-    After `minutes` nothing new is begun: the best that was proved until then is taken.
+    After `minutes` nothing new is begun: the best that was proved until then is taken. With `probe` the report also says how
+    what was chosen answers spoiled and adversarial rows, and on what in a row its answers hang.
     """
 
     ref: ModelRef
@@ -63,6 +68,7 @@ class Request:
     samples: Path | None = None
     trust: bool = False
     minutes: float | None = None
+    probe: bool = False
     candidates: Sequence[Candidate] = CANDIDATES
 
     def __post_init__(self) -> None:
@@ -114,7 +120,7 @@ def attempt(request: Request, settings: Settings, *, tell: Tell = lambda *_: Non
         run.publish(
             bundles, report, page=place / PAGE, store=settings.bundles, tell=functools.partial(tell, "registry")
         )
-        if not any(row.log for row in report.rows):  # else what a failed child left stays, to be looked at
+        if not report.logs:  # else what a failed child left stays, to be looked at
             shutil.rmtree(place)
     return Exported(
         report=report,
@@ -157,8 +163,11 @@ class Work:
         judgements = self.judge(outcome.variants)
         with self._step("bundling"):
             bundles = self._bundle(judgements, examined, run_id=run_id)
+        with self._step("comparing"):
+            deltas = self._compare(judgements, examined)
         found = rows(self._candidates, judgements, examined.lost + outcome.lost, examined.layers)
-        return self._report(found, bundles, examined.source, outcome.notes, run_id=run_id), bundles
+        report = self._report(found, bundles, examined.source, outcome.notes, run_id=run_id)
+        return msgspec.structs.replace(report, deltas=deltas), bundles
 
     def stand(self) -> Stand:
         limits = self._limits
@@ -278,6 +287,23 @@ class Work:
                 of_version=of_version,
             )
         return bundles
+
+    def _compare(self, judgements: Sequence[Judgement], examined: Examined) -> tuple[Deltas, ...]:
+        """Each chosen variant beside the source."""
+        chosen = {judgement.variant.candidate for judgement in judgements if judgement.verdict is Verdict.CHOSEN}
+        source, questions = examined.source, examined.questions
+        found = []
+        for each in examined.verified:
+            if each.candidate in chosen:
+                self.tell(each.candidate.name, "comparing")
+                deltas = set_beside(each, source, questions, threads=self._threads)
+                if self.request.probe:
+                    self.tell(each.candidate.name, "probing")
+                    folder = self.place / f"probe-{each.candidate.name}"
+                    limits = replace(self._limits, until=time.monotonic() + self._left_s(1))
+                    deltas = ask_more(deltas, each, source, questions.held_out, folder=folder, limits=limits)
+                found.append(deltas)
+        return tuple(found)
 
     def _earlier(self) -> dict[str, Bundle]:
         """What earlier exports of this version built, for each target, as far as it is on this disk."""

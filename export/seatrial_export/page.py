@@ -1,7 +1,6 @@
 """The report as one HTML file: no script, no network, light and dark as the reader's system has it."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,9 @@ import jinja2
 
 from seatrial_export.candidate import Verdict
 from seatrial_export.choose import FLOORS
+from seatrial_export.deltas.figures import figures
 from seatrial_export.report import Report, Row
+from seatrial_export.scale import Scale, Tick
 
 PAGE = "report.html"
 TEMPLATE = "report.html.j2"
@@ -35,12 +36,6 @@ class Point:
     label_x: float
     label_y: float
     anchor: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tick:
-    at: float
-    words: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +68,9 @@ def draw(report: Report, path: Path) -> None:
     environment.filters |= {"px": "{:.1f}".format, "kind": _kind}
     environment.globals |= {"floors": FLOORS}
     slowest = max((row.row_ms for row in report.rows if row.row_ms is not None), default=1.0)
-    path.write_text(environment.get_template(TEMPLATE).render(report=report, plot=plot(report), slowest=slowest))
+    drawn = [figures(each) for each in report.deltas]
+    page = environment.get_template(TEMPLATE)
+    path.write_text(page.render(report=report, plot=plot(report), slowest=slowest, figures=drawn))
 
 
 def _kind(verdict: Verdict) -> str:
@@ -102,16 +99,16 @@ def plot(report: Report) -> Plot | None:
         return None
     floor = _floor(report)
     values = [value for each in measured for value in (each.value, each.value_low)] + ([floor] if floor else [])
-    x = _Scale.of([0.0, *(each.cost_high for each in measured)], low=LEFT, high=RIGHT)
-    y = _Scale.of(values, low=BOTTOM, high=TOP)
+    x = Scale.of([0.0, *(each.cost_high for each in measured)], low=LEFT, high=RIGHT)
+    y = Scale.of(values, low=BOTTOM, high=TOP)
     front = _steps([(x.place(each.cost), y.place(each.value)) for each in _unbeaten(measured)])
     return Plot(
         points=_points(measured, x, y),
         front=_path(front),
         beaten=_path([(front[0][0], BOTTOM), *front, (RIGHT, BOTTOM)]),
         floor=None if floor is None else y.place(floor),
-        x_ticks=tuple(Tick(at=x.place(value), words=f"{value:.3g}") for value in x.ticks()),
-        y_ticks=tuple(Tick(at=y.place(value), words=f"{value:.4g}") for value in y.ticks()),
+        x_ticks=x.marked("{:.3g}"),
+        y_ticks=y.marked("{:.4g}"),
         y_name=measured[0].row.quality.metric if measured[0].row.quality else "",
     )
 
@@ -158,7 +155,7 @@ def _path(corners: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
 
 
-def _points(measured: Sequence[_Measured], x: "_Scale", y: "_Scale") -> tuple[Point, ...]:
+def _points(measured: Sequence[_Measured], x: Scale, y: Scale) -> tuple[Point, ...]:
     """With labels above them, towards the side that has room, and higher where they would overlap."""
     points: list[Point] = []
     for each in sorted(measured, key=lambda each: each.value):
@@ -184,29 +181,3 @@ def _extent(point: Point) -> tuple[float, float]:
     """From where to where the point and its label go, from left to right."""
     reach = LETTER_WIDTH * len(point.row.name)
     return (point.x - 8, point.x + reach) if point.anchor == "start" else (point.x - reach, point.x + 8)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Scale:
-    """A linear scale from values to pixels, with some room at both ends; nothing lies below a value of zero."""
-
-    first: float
-    last: float
-    low: float
-    high: float
-
-    @staticmethod
-    def of(values: Sequence[float], *, low: float, high: float) -> "_Scale":
-        room = 0.08 * (max(values) - min(values)) or 0.05 * abs(max(values)) or 1.0
-        first = 0.0 if min(values) == 0 else min(values) - room
-        return _Scale(first=first, last=max(values) + room, low=low, high=high)
-
-    def place(self, value: float) -> float:
-        return self.low + (value - self.first) / (self.last - self.first) * (self.high - self.low)
-
-    def ticks(self) -> list[float]:
-        """Three to six round numbers within the scale."""
-        rough = (self.last - self.first) / 4
-        unit = 10.0 ** math.floor(math.log10(rough))
-        step = unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - rough))
-        return [step * i for i in range(math.ceil(self.first / step), math.floor(self.last / step) + 1)]

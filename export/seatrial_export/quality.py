@@ -7,6 +7,7 @@ binomial proportions based on paired data", Statistics in Medicine 17 (1998), me
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,12 +81,16 @@ def by_agreement(agreement: Agreement, *, rows: int, embeds: bool = False) -> Qu
     )
 
 
-def paired_drop(before: Right, after: Right) -> Interval:
-    """The 95 % interval of how much smaller the part of right answers became, row paired with row."""
+def paired_drop(before: Right, after: Right, *, among: int = 1) -> Interval:
+    """The 95 % interval of how much smaller the part of right answers became, row paired with row.
+
+    Of `among` intervals that are looked at together, all hold the truth with that probability (Bonferroni).
+    """
     n = len(before)
     both, lost = int(np.sum(before & after)), int(np.sum(before & ~after))
     gained, neither = int(np.sum(~before & after)), int(np.sum(~before & ~after))
-    old, new = wilson(both + lost, n), wilson(both + gained, n)
+    z = Z95 if among == 1 else NormalDist().inv_cdf(1 - 0.025 / among)
+    old, new = wilson(both + lost, n, z=z), wilson(both + gained, n, z=z)
     p, q = (both + lost) / n, (both + gained) / n
     correlation = _correlation(both, lost, gained, neither)
 
@@ -106,8 +111,8 @@ def _correlation(both: int, lost: int, gained: int, neither: int) -> float:
     return excess / math.sqrt(margins)
 
 
-def wilson(successes: int, n: int) -> Interval:
-    """Wilson's 95 % score interval of a proportion."""
+def wilson(successes: int, n: int, *, z: float = Z95) -> Interval:
+    """Wilson's score interval of a proportion, of 95 % unless `z` says otherwise."""
     p = successes / n
-    middle, spread = p + Z95**2 / (2 * n), Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
-    return Interval(low=(middle - spread) / (1 + Z95**2 / n), high=(middle + spread) / (1 + Z95**2 / n))
+    middle, spread = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return Interval(low=(middle - spread) / (1 + z**2 / n), high=(middle + spread) / (1 + z**2 / n))

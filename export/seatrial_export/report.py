@@ -8,6 +8,7 @@ from seatrial.bundle.evidence import Agreement, Quality, Timing
 from seatrial.machine import Machine
 from seatrial_export.candidate import Candidate, Lost, Verdict
 from seatrial_export.choose import Judgement, Objective
+from seatrial_export.deltas import Deltas
 from seatrial_export.sensitivity import Layer
 
 
@@ -59,7 +60,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """`chosen` and `bundles` have the variant's name and its bundle's digest for each target that has a winner.
 
-    `tools` are the versions of what converts and runs.
+    `tools` are the versions of what converts and runs; `deltas` is what the chosen variants do differently from the source.
     """
 
     model: str
@@ -76,6 +77,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seconds: dict[str, float]
     run_id: str
     written_at: str
+    deltas: tuple[Deltas, ...] = ()
+
+    @property
+    def logs(self) -> list[str]:
+        """Of children that failed, still to be looked at."""
+        probed = [each.probed.log for each in self.deltas if each.probed]
+        return [log for log in (*(row.log for row in self.rows), *probed) if log]
 
     def encode(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"

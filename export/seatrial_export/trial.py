@@ -42,13 +42,17 @@ class Proved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """A candidate that answers as it should, not yet timed. `bundle` is provisional: without golden requests."""
+    """A candidate that answers as it should, not yet timed. `bundle` is provisional: without golden requests.
+
+    `program` answers as it does and is not the source's own: what it was converted from, where it is of another shape.
+    """
 
     candidate: Candidate
     draft: Draft
     bundle: Bundle
     proof: Proof
     quality: Quality
+    program: Path | None = None
 
 
 def ask_source(source: Source) -> Questions:
@@ -79,7 +83,14 @@ def examine(
             return Lost(candidate=candidate, verdict=Verdict.UNFAITHFUL, reason=str(why))
         if shelf:
             shelf.remember(key, proved)
-    return Verified(candidate=candidate, draft=draft, bundle=bundle, proof=proved.proof, quality=proved.quality)
+    return Verified(
+        candidate=candidate,
+        draft=draft,
+        bundle=bundle,
+        proof=proved.proof,
+        quality=proved.quality,
+        program=_own_program(built),
+    )
 
 
 def _key(shelf: Shelf, bundle: Bundle, built: Built, questions: Questions, *, threads: int) -> str:
@@ -88,11 +99,14 @@ def _key(shelf: Shelf, bundle: Bundle, built: Built, questions: Questions, *, th
 
 
 def _prove(built: Built, engine: Engine, source: Source, questions: Questions) -> Proved:
-    program = None
-    if built.program and not built.candidate.quantized:
-        program = reference(built.program, source.signature)
+    own = _own_program(built)
+    program = reference(own, source.signature) if own else None
     proof = verify(built.candidate, engine.predict, questions.exam, program=program)
     return Proved(proof=proof, quality=_score(engine, proof, questions))
+
+
+def _own_program(built: Built) -> Path | None:
+    return None if built.candidate.quantized else built.program
 
 
 def _score(engine: Engine, proof: Proof, questions: Questions) -> Quality:

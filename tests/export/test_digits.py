@@ -11,7 +11,8 @@ from seatrial.registry import BUNDLE_TAG, EXPORT_RUN_TAG, ModelRef
 from seatrial.registry.bundles import fetch_bundle
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
-from seatrial_export.candidate import Verdict
+from seatrial_export.candidate import CANDIDATES, Verdict
+from seatrial_export.choose import Budget
 from seatrial_export.export import Request, attempt, export
 from seatrial_export.publish import OF_TAG
 from seatrial_serving.engines import open_engine, proof
@@ -64,6 +65,44 @@ def test_the_chosen_variant_is_the_versions_bundle_and_replays_its_golden_reques
     sizes = [len(golden.request.inputs[0].array) for golden in bundle.golden()]
     assert sizes == [1, 1, 2, 4, 1, 1, 1, 1]
     engine.close()
+
+
+def test_the_report_sets_the_chosen_variant_beside_its_source_row_by_row(exported_digits: ExportedDigits) -> None:
+    [deltas] = exported_digits.report.deltas
+    [chosen] = [row for row in exported_digits.report.rows if row.verdict is Verdict.CHOSEN]
+    assert deltas.variant == chosen.name
+    assert deltas.judged is not None
+    assert chosen.quality is not None
+    pairs, confusion = deltas.judged.pairs, deltas.judged.confusion
+    assert (pairs.rows, pairs.source, pairs.variant) == (539, chosen.quality.source_value, chosen.quality.value)
+    assert (confusion.lost, confusion.gained) == (pairs.lost, pairs.gained)
+    assert {part.kind for part in deltas.judged.slices} == {"class", "the source's confidence"}
+    assert [part.name for part in deltas.judged.slices[:10]] == list("0123456789")
+    assert deltas.probed is None, "nobody asked for it"
+    assert exported_digits.report.seconds["comparing"] < 5
+
+
+@pytest.mark.slow
+def test_a_pruned_variant_is_probed_beside_its_source_with_gradients_of_its_own(
+    exported_digits: ExportedDigits, tmp_path: Path
+) -> None:
+    settings = exported_digits.copy(tmp_path / "home").settings
+    pruned = [candidate for candidate in CANDIDATES if candidate.pruned]
+    attempted = attempt(Request(ref=REF, candidates=pruned, budget=Budget(accuracy_drop=0.5), probe=True), settings)
+    [deltas] = attempted.report.deltas
+    assert deltas.probed is not None
+    assert deltas.probed.notes == ()
+    assert [curve.name for curve in deltas.probed.attacks] == ["FGSM", "PGD"]
+    for curve in deltas.probed.attacks:
+        found = [point.pairs.source for point in curve.points]
+        assert found == sorted(found, reverse=True), "the further, the fewer are right"
+    fgsm, pgd = (curve.points[-1].pairs for curve in deltas.probed.attacks)
+    assert pgd.source <= fgsm.source < 0.9
+    assert deltas.probed.explanations is not None
+    assert [each.method for each in deltas.probed.explanations.likenesses][:3] == [
+        "occlusion", "integrated gradients", "Grad-CAM",
+    ]  # fmt: skip
+    assert all(-1 <= each.low <= each.median < 1 for each in deltas.probed.explanations.likenesses)
 
 
 def test_the_evidence_says_from_what_and_with_what_it_was_built(exported_digits: ExportedDigits) -> None:

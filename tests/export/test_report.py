@@ -1,13 +1,16 @@
 """The report: one value, as JSON for programs and as one page for people."""
 
+import functools
 import io
 import itertools
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import msgspec
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -15,11 +18,19 @@ from seatrial.bundle.evidence import Agreement, Quality
 from seatrial.machine import Machine
 from seatrial_export.candidate import CANDIDATES, Candidate, Lost, Verdict
 from seatrial_export.choose import Budget, Objective, choose
+from seatrial_export.deltas import Deltas, compare, judge
+from seatrial_export.deltas.attribution import Example, Explanations, Likeness, Map
+from seatrial_export.deltas.figures import figures
+from seatrial_export.deltas.pairs import pair
+from seatrial_export.deltas.probed import Curve, Point, Probed
 from seatrial_export.page import BOTTOM, LEFT, RIGHT, TOP, draw, plot
 from seatrial_export.report import Report, rows, verdict_sentence
 from seatrial_export.sensitivity import Layer
 from seatrial_export.summary import Progress, table
+from seatrial_training.data import Split
+from seatrial_training.evaluation import score
 from tests.export.test_choose import variant
+from tests.serving.models import SIGNATURE
 
 ON_ONNX_CPU = FLOAT, DYNAMIC, STATIC, PRUNED = CANDIDATES[:4]
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)>'
@@ -65,6 +76,43 @@ def report(*, hostile: str = "", budget: Budget | None = None) -> Report:
         seconds={f"building{hostile}": 12.0},
         run_id=f"abc{hostile}",
         written_at="2026-01-01T00:00:00+00:00",
+        deltas=(deltas(hostile=hostile),),
+    )
+
+
+@functools.cache
+def deltas(*, hostile: str = "") -> Deltas:
+    """Of 400 rows of two classes, 30 of the first of which are lost; with all that a probe finds."""
+    truth = np.repeat([0, 1], 200)
+    logits = np.eye(2, dtype=np.float32)[truth]
+    turned = np.arange(400) < 30
+    rows = Split(inputs={"x": logits}, labels=truth)
+    source, found = (score(lambda inputs: {"logits": inputs["x"]}, each, batch_size=64) for each in (
+        rows, replace(rows, inputs={"x": np.where(turned[:, None], logits[:, ::-1] + 0.5, logits)}),
+    ))  # fmt: skip
+    judged = judge(
+        f"int8{hostile}", source, found, rows, signature=SIGNATURE, labels=(f"cat{hostile}", f"dog{hostile}")
+    )
+    points = tuple(
+        Point(at=at, pairs=pair(source.correct, correct))
+        for at, correct in ((0.0, source.correct), (5.0, found.correct))
+    )
+    maps = tuple(Map(of=of, method="occlusion", cells=((1.0, -0.5), (0.25, 0.0))) for of in ("source", "variant"))
+    words = tuple(Map(of=of, method="occlusion", cells=((1.0, -0.5),)) for of in ("source", "variant"))
+    return msgspec.structs.replace(
+        judged,
+        probed=Probed(
+            corruptions=(Curve(name="contrast", points=points),),
+            attacks=(Curve(name="FGSM", points=points),),
+            explanations=Explanations(
+                likenesses=(Likeness(method="occlusion", rows=9, median=0.987, low=0.81),),
+                examples=(
+                    Example(row=17, label="cat", likeness=0.5, maps=maps, picture=(((0, 0, 0), (255, 0, 9)),) * 2),
+                    Example(row=18, label=f"dog{hostile}", likeness=0.6, maps=words, words=(f"bow{hostile}", "wow")),
+                ),
+            ),
+            notes=(f"something was not asked{hostile}",),
+        ),
     )
 
 
@@ -150,6 +198,58 @@ def test_a_candidate_without_a_command_shows_its_log_all_the_same(tmp_path: Path
     assert "Run it again" not in text
 
 
+def test_the_page_tells_what_the_chosen_variant_does_differently(tmp_path: Path) -> None:
+    given = report()
+    text = " ".join(Elements(page(given, tmp_path)).text.split())
+    for words in (
+        "What int8 does differently",
+        "Of 400 held-out rows, 30 that the source has right are lost, 0 are gained, 0 are wrong in another way. "
+        "Chance does not explain that (McNemar's exact test: p = 1.9e-09). Worse beyond chance: cat",
+        "Half of 400 rows move by at most 0, 99 % by 1.5, all by 1.5",
+        "Expected calibration error (15 bins; Guo et al. 2017): source 0.2689, variant",
+        "0, 1, 2, 3, 4, 5, 6, 7 and 22 more",
+        "Adversarial rows, transferred from the source",
+        "Occlusion: correlation 0.987 (median of 9 rows; one in ten below 0.810)",
+        "something was not asked.",
+    ):
+        assert words in text
+    bare = msgspec.structs.replace(given, deltas=())
+    assert "does differently" not in page(bare, tmp_path)
+
+
+def test_one_that_changed_nothing_is_said_to_have_changed_nothing(tmp_path: Path) -> None:
+    alike = {"y": np.ones((3, 2), np.float32)}
+    given = msgspec.structs.replace(report(), deltas=(compare("fp32", alike, alike),))
+    text = " ".join(Elements(page(given, tmp_path)).text.split())
+    assert "No labels came with the model" in text
+    assert "Half of 3 rows move by at most 0, 99 % by 0, all by 0; the source's y reach 1." in text
+
+
+def test_every_picture_of_the_deltas_is_well_formed_and_inside_its_frame(tmp_path: Path) -> None:
+    drawn = figures(deltas())
+    assert drawn.slices is not None
+    [worse] = [each for each in drawn.slices.whiskers if each.part.pairs.worse and each.part.kind == "class"]
+    assert drawn.slices.zero < worse.low < worse.at < worse.high < drawn.slices.width
+    assert drawn.reliability is not None
+    for panel in (*drawn.histograms, drawn.reliability, *drawn.corruptions, *drawn.attacks):
+        dots = [dot for line in panel.lines for dot in line.dots]
+        assert all(panel.left <= dot.x <= panel.right and panel.top <= dot.y <= panel.bottom for dot in dots)
+        assert all(panel.top <= bar.y and bar.y + bar.height == pytest.approx(panel.bottom) for bar in panel.bars)
+        assert dots or panel.bars
+    assert [dot.marked for dot in drawn.corruptions[0].lines[1].dots] == [False, True]
+    (_, (picture, before, after)), (_, words) = drawn.examples
+    assert [box.colour for box in picture.boxes] == ["#000000", "#ff0009"] * 2
+    assert [(box.colour, box.opacity) for box in before.boxes] == [("for", 1), ("against", 0.5), ("for", 0.25)]
+    assert [(word.text, word.strength, word.against) for word in words[0].words] == [
+        ("bow", 1, False),
+        ("wow", 0.5, True),
+    ]
+    assert before.boxes == after.boxes
+    pictures = re.findall(r"<svg.*?</svg>", page(report(), tmp_path), re.DOTALL)
+    assert len(pictures) == 9
+    assert {ET.fromstring(each).tag for each in pictures} == {"svg"}
+
+
 def test_the_page_says_when_nothing_was_measured(tmp_path: Path) -> None:
     bare = rows(
         CANDIDATES[:1], [], [Lost(candidate=FLOAT, verdict=Verdict.NOT_BUILT, reason="no exporter for aten::x")]
@@ -175,7 +275,7 @@ def test_the_plot_has_the_better_above_the_cheaper_left_and_everything_inside(tm
         assert TOP <= point.y <= point.y_low <= BOTTOM
     numbers = {point.row.name: point.number for point in drawn.points}
     assert numbers == {FLOAT.name: 1, STATIC.name: 3, PRUNED.name: 4}
-    svg = re.search(r"<svg.*</svg>", page(report(), tmp_path), re.DOTALL)
+    svg = re.search(r"<svg.*?</svg>", page(report(), tmp_path), re.DOTALL)
     assert svg
     assert ET.fromstring(svg[0]).tag == "svg"
 

@@ -24,13 +24,17 @@ OUTPUT = "logits"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """`value` is the metric over all rows; `predicted` the class given to each row, `correct` whether it was right."""
+    """`value` is the metric over all rows; `predicted` the class given to each row, `correct` whether it was right.
+
+    `logits` are the answers themselves, one row for each.
+    """
 
     metric: str
     value: float
     rows: int
     predicted: Labels
     correct: NDArray[np.bool_]
+    logits: Array
 
 
 def predictor(module: nn.Module, signature: Signature) -> Predict:
@@ -48,9 +52,17 @@ def predictor(module: nn.Module, signature: Signature) -> Predict:
 def score(predict: Predict, split: Split, *, batch_size: int) -> Score:
     """The accuracy of `predict` on `split`, asked in batches of `batch_size` and a rest. NaN is never right."""
     batches = (split.take(slice(start, start + batch_size)) for start in range(0, len(split), batch_size))
-    predicted = np.concatenate([_classes(predict(batch.inputs)[OUTPUT]) for batch in batches])
+    logits = np.concatenate([predict(batch.inputs)[OUTPUT] for batch in batches])
+    predicted = _classes(logits)
     correct = predicted == split.labels
-    return Score(metric="accuracy", value=float(correct.mean()), rows=len(split), predicted=predicted, correct=correct)
+    return Score(
+        metric="accuracy",
+        value=float(correct.mean()),
+        rows=len(split),
+        predicted=predicted,
+        correct=correct,
+        logits=logits,
+    )
 
 
 def _classes(logits: Array) -> Labels:
