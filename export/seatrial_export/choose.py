@@ -5,6 +5,7 @@ export have the same number of threads, so the time orders them. Whoever is prov
 within 3 % of every other one counts as being as cheap as they: of those the more accurate is taken, and of equals the simpler.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -96,7 +97,8 @@ class Variant:
     """A candidate that was verified and measured.
 
     `alone` and `throughput` are of the smallest and of the largest batch, `more` of the sizes between; `rounds` has what a call
-    of `throughput` took, by the number of the round.
+    of `throughput` took, by the number of the round. `row_ms` is what a row costs: of `throughput`, but comparable with variants
+    that took part in other rounds.
     """
 
     candidate: Candidate
@@ -104,15 +106,12 @@ class Variant:
     quality: Quality
     alone: Timing
     throughput: Timing
+    row_ms: float
     rounds: Mapping[int, float]
     size_bytes: int
     memory_bytes: int
     load_s: float
     more: tuple[Timing, ...] = ()
-
-    @property
-    def row_ms(self) -> float:
-        return self.throughput.p50_ms / self.throughput.batch
 
     @property
     def timings(self) -> tuple[Timing, ...]:
@@ -145,6 +144,25 @@ def choose(
         _judgement(variant, refusals[variant.candidate], winner, objective, on_front=on_front(variant, variants))
         for variant in variants
     )
+
+
+def halved(variants: Sequence[Variant], budget: Budget, objective: Objective) -> Sequence[Variant]:
+    """Who is worth more rounds: of those whose answers the budget admits the better half, and who may still be the fastest.
+
+    What one costs puts it behind the others and not out: that was measured in few rounds.
+    """
+
+    def rank(variant: Variant) -> tuple[bool, float]:
+        return _cost_refusal(variant, budget) is not None, _aim(variant, objective)
+
+    fit = [variant for variant in variants if quality_refusal(variant, budget) is None]
+    best_first = sorted(fit, key=lambda variant: (rank(variant), variant.row_ms))
+    half = max(2, math.ceil(len(fit) / 2))
+    return best_first[:half] + [
+        variant
+        for variant in best_first[half:]
+        if rank(variant) == rank(best_first[0]) and ratio(variant.rounds, best_first[0].rounds).low <= 1
+    ]
 
 
 def undecided(variants: Sequence[Variant], budget: Budget, objective: Objective) -> tuple[Variant, ...]:
@@ -245,13 +263,13 @@ def _cost_refusal(variant: Variant, budget: Budget) -> tuple[Verdict, str] | Non
 
 def _wanted(admitted: Sequence[Variant], objective: Objective) -> Sequence[Variant]:
     """Those of which none is better by the objective itself."""
-    if objective is Objective.SIZE:
-        least = min((variant.size_bytes for variant in admitted), default=0)
-        return [variant for variant in admitted if variant.size_bytes == least]
-    if objective is Objective.ACCURACY:
-        best = max((variant.quality.value for variant in admitted), default=0.0)
-        return [variant for variant in admitted if variant.quality.value == best]
-    return admitted
+    best = min((_aim(variant, objective) for variant in admitted), default=0.0)
+    return [variant for variant in admitted if _aim(variant, objective) == best]
+
+
+def _aim(variant: Variant, objective: Objective) -> float:
+    """The less the better; the same for all where cost alone decides."""
+    return {Objective.SIZE: variant.size_bytes, Objective.ACCURACY: -variant.quality.value}.get(objective, 0.0)
 
 
 def _as_cheap(admitted: Sequence[Variant]) -> Variant:

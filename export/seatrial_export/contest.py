@@ -1,10 +1,16 @@
 """From verified candidates to variants: timed against each other on the stand, until it is clear which is the cheapest.
 
-Nothing else of ours may run meanwhile. Which two must still be told apart is somebody else's to say.
+The rounds are spent by successive halving (Jamieson and Talwalkar 2016): everybody gets a first stretch, which shows who is on
+the Pareto front; after each stretch half of them leave, but for those who may still be the fastest, and those who stay get as
+much time together as all had before. So the last are timed in as many rounds as if they had been alone, and many candidates
+take hardly longer than a few.
+
+Nothing else of ours may run meanwhile. Who stays, and which two must still be told apart, is somebody else's to say.
 """
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +24,13 @@ from seatrial.tensors import DynamicAxis, Signature
 from seatrial_export.candidate import Lost, Verdict
 from seatrial_export.choose import Variant, noise
 from seatrial_export.exam import resized
-from seatrial_export.measure import Clock, Rounds, throughput_batch
+from seatrial_export.measure import FEWEST_ROUNDS, MAX_ROUNDS, MIN_ROUNDS, Clock, Rounds, throughput_batch
 from seatrial_export.samples import Inputs, calls, fixed_size, repeat, write_arrays
 from seatrial_export.stand import Mounted, Stand
 from seatrial_export.trial import Verified
 
+Halved: TypeAlias = Callable[[Sequence[Variant]], Sequence[Variant]]
+"""Those that are worth more rounds."""
 Undecided: TypeAlias = Callable[[Sequence[Variant]], Sequence[tuple[Variant, ...]]]
 """The pairs that must still be told apart."""
 
@@ -100,6 +108,7 @@ def contest(
     folder: Path,
     sizes: Sizes,
     pace: Pace,
+    halved: Halved,
     undecided: Undecided,
     clock: Clock = time.monotonic,
 ) -> Outcome:
@@ -109,9 +118,15 @@ def contest(
     with ExitStack() as stack:
         material = _Material(verified[0].bundle.manifest.signature, rows, folder)
         held = _Contest(verified, material, stand, stack, clock)
-        for size in sizes.listed(full=held.full_batch() if not sizes.batches else 1):
-            held.play(size, for_s=pace.for_s)
-        variants = held.variants()
+        listed = sizes.listed(full=held.full_batch() if not sizes.batches else 1)
+        stretches = max(1, math.ceil(math.log2(len(verified))))
+        variants: tuple[Variant, ...] = ()
+        staying = {each.candidate.name for each in verified}
+        for _ in range(stretches):
+            held.play(listed, staying, for_s=pace.for_s / stretches, of=stretches)
+            variants = held.variants()
+            played = [each for each in variants if each.candidate.name in staying]
+            staying = {each.candidate.name for each in halved(played)}
         until = clock() + pace.longer_s
         while (pairs := undecided(variants)) and clock() < until:
             held.play_on(pairs, for_s=min(pace.for_s, pace.longer_s) / len(pairs))
@@ -189,14 +204,22 @@ class _Contest:
                 self._lost[name] = error
         return 0.0
 
-    def play(self, size: Size, *, for_s: float) -> None:
-        file = self._material.file(size)
-        rounds = Rounds(
-            {name: partial(engine.call, file) for name, engine in self._standing.items()}, clock=self._clock
-        )
-        self._rounds[size] = rounds
-        rounds.play(self._standing, for_s=for_s)
-        self._lost |= rounds.lost
+    def play(self, sizes: Sequence[Size], names: Collection[str], *, for_s: float, of: int) -> None:
+        """One of so many stretches."""
+        at_least, at_most = max(FEWEST_ROUNDS, math.ceil(MIN_ROUNDS / of)), MAX_ROUNDS // of
+        for size in sizes:
+            rounds = self._rounds_of(size)
+            rounds.play(
+                [name for name in self._standing if name in names], for_s=for_s, at_least=at_least, at_most=at_most
+            )
+            self._lost |= rounds.lost
+
+    def _rounds_of(self, size: Size) -> Rounds:
+        if size not in self._rounds:
+            file = self._material.file(size)
+            asks = {name: partial(engine.call, file) for name, engine in self._standing.items()}
+            self._rounds[size] = Rounds(asks, clock=self._clock)
+        return self._rounds[size]
 
     def play_on(self, pairs: Sequence[tuple[Variant, ...]], *, for_s: float) -> None:
         """More rounds of the largest size between those who are not yet told apart."""
@@ -219,6 +242,7 @@ class _Contest:
             quality=verified.quality,
             alone=self._timing(name, alone),
             throughput=self._timing(name, throughput),
+            row_ms=self._rounds[throughput].typical_ms(name) / self._batch(throughput),
             rounds=self._rounds[throughput].medians(name),
             size_bytes=verified.bundle.file(verified.bundle.manifest.graphs[MAIN]).stat().st_size,
             memory_bytes=engine.memory_bytes,
@@ -227,6 +251,8 @@ class _Contest:
         )
 
     def _timing(self, name: str, size: Size) -> Timing:
+        return self._rounds[size].timing(name, batch=self._batch(size), length=size.length, threads=self._threads)
+
+    def _batch(self, size: Size) -> int:
         signature = self._material.signature
-        batch = size.batch if signature.batch else fixed_size(signature)
-        return self._rounds[size].timing(name, batch=batch, length=size.length, threads=self._threads)
+        return size.batch if signature.batch else fixed_size(signature)

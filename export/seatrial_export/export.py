@@ -28,7 +28,7 @@ from seatrial_export.build import Built, Tell, Workshop, building
 from seatrial_export.bundling import add_evidence, bundle_up
 from seatrial_export.candidate import CANDIDATES, DEFAULT_TARGETS, TARGETS, Candidate, Lost, Verdict
 from seatrial_export.child import Limits, child_limits
-from seatrial_export.choose import Budget, Judgement, Objective, Variant, choose, undecided
+from seatrial_export.choose import Budget, Judgement, Objective, Variant, choose, halved, undecided
 from seatrial_export.contest import Outcome, Pace, Sizes, contest
 from seatrial_export.deltas import Deltas
 from seatrial_export.deltas.beside import ask_more, set_beside
@@ -214,12 +214,17 @@ class Work:
             folder=self.place / "calls",
             sizes=self.request.sizes,
             pace=self._pace,
+            halved=self._halved,
             undecided=self._undecided,
         )
 
     def judge(self, variants: Sequence[Variant]) -> list[Judgement]:
         budget, objective = self.request.budget, self.request.objective
         return [judgement for some in self._by_target(variants) for judgement in choose(some, budget, objective)]
+
+    def _halved(self, variants: Sequence[Variant]) -> list[Variant]:
+        budget, objective = self.request.budget, self.request.objective
+        return [each for some in self._by_target(variants) for each in halved(some, budget, objective)]
 
     def _undecided(self, variants: Sequence[Variant]) -> list[tuple[Variant, ...]]:
         budget, objective = self.request.budget, self.request.objective

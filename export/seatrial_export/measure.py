@@ -21,7 +21,9 @@ from seatrial_export.quality import Z95
 WARM_UP = 3
 """Calls of each variant that are not counted."""
 MIN_ROUNDS, MAX_ROUNDS = 15, 100
-"""Of one stretch."""
+"""Of those that are timed to the end; as many again are in each stretch that is added for the last two."""
+FEWEST_ROUNDS = 6
+"""Of anybody: the fewest of which the lowest and the highest are the ends of a median's 95 % interval."""
 TURN_MS, MOST_CALLS = 2.0, 50
 """A turn is as many calls as take so long, at least one; a first one that wakes the process is not counted."""
 THROUGHPUT_BATCH = 32
@@ -53,15 +55,17 @@ class Rounds:
         self._number = 0
         self.lost: dict[str, ConversionFailed] = {}
 
-    def play(self, names: Iterable[str], *, for_s: float) -> None:
+    def play(
+        self, names: Iterable[str], *, for_s: float, at_least: int = MIN_ROUNDS, at_most: int = MAX_ROUNDS
+    ) -> None:
         """A stretch of rounds between `names`, for so long, in an order that rotates."""
         playing = [name for name in names if name in self._asks]
         for name in playing:
             if name not in self._calls:
                 self._warm_up(name)
         until = self._clock() + for_s
-        for played in range(MAX_ROUNDS):
-            if played >= MIN_ROUNDS and self._clock() > until:
+        for played in range(at_most):
+            if played >= at_least and self._clock() > until:
                 break
             start = self._number % len(playing) if playing else 0
             for name in playing[start:] + playing[:start]:
@@ -71,6 +75,12 @@ class Rounds:
     def medians(self, name: str) -> dict[int, float]:
         """What a call took, in each round that it took part in."""
         return {number: median(took) for number, took in self._turns[name].items()}
+
+    def typical_ms(self, name: str) -> float:
+        """What a call takes, by its ratios to whoever took part in the most rounds: the machine may be slower in some of them."""
+        longest = self.medians(max(self._turns, key=lambda each: len(self._turns[each])))
+        shared = [ms / longest[number] for number, ms in self.medians(name).items() if number in longest]
+        return median(shared) * median(longest.values())
 
     def timing(self, name: str, *, batch: int, length: int | None, threads: int) -> Timing:
         turns = sorted(self.medians(name).values())

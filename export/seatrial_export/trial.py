@@ -17,7 +17,7 @@ from seatrial_export.quality import HeldOut, by_agreement, by_labels, hold_out
 from seatrial_export.samples import Predict, count, digest_of
 from seatrial_export.shelf import Shelf
 from seatrial_export.source import Source
-from seatrial_export.verify import Proof, Unfaithful, verify
+from seatrial_export.verify import Proof, Unanswered, Unfaithful, verify
 from seatrial_serving.engines import Engine, open_engine
 
 
@@ -38,6 +38,14 @@ class Proved:
 
     proof: Proof
     quality: Quality
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """By the exam: that it is proved, or why not."""
+
+    proved: Proved | None = None
+    refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,37 +73,44 @@ def ask_source(source: Source) -> Questions:
 def examine(
     built: Built, source: Source, questions: Questions, *, store: Path, threads: int, shelf: Shelf | None = None
 ) -> Verified | Lost:
-    """Write `built` as a provisional bundle into `store`, open it, verify and score it; what is on the `shelf` is believed."""
+    """Write `built` as a provisional bundle into `store`, open it, verify and score it; what is on the `shelf` is believed.
+
+    An engine that gives no answer may have lacked memory: it is asked again another time.
+    """
     draft = _draft(built, source)
     bundle = write_bundle(draft, store)
     candidate = built.candidate
     key = _key(shelf, bundle, built, questions, threads=threads) if shelf else ""
-    proved = shelf.recall(key, Proved) if shelf else None
-    if proved is None:
+    found = shelf.recall(key, Found) if shelf else None
+    if found is None:
         try:
             engine = open_engine(bundle, threads=threads)
         except SeatrialError as error:
             return Lost(candidate=candidate, verdict=Verdict.NOT_BUILT, reason=f"the engine cannot open it: {error}")
         try:
             with closing(engine):
-                proved = _prove(built, engine, source, questions)
-        except Unfaithful as why:
+                found = Found(proved=_prove(built, engine, source, questions))
+        except Unanswered as why:
             return Lost(candidate=candidate, verdict=Verdict.UNFAITHFUL, reason=str(why))
+        except Unfaithful as why:
+            found = Found(refusal=str(why))
         if shelf:
-            shelf.remember(key, proved)
+            shelf.remember(key, found)
+    if found.proved is None:
+        return Lost(candidate=candidate, verdict=Verdict.UNFAITHFUL, reason=found.refusal)
     return Verified(
         candidate=candidate,
         draft=draft,
         bundle=bundle,
-        proof=proved.proof,
-        quality=proved.quality,
+        proof=found.proved.proof,
+        quality=found.proved.quality,
         program=_own_program(built),
     )
 
 
 def _key(shelf: Shelf, bundle: Bundle, built: Built, questions: Questions, *, threads: int) -> str:
     program = file_sha256(built.program) if built.program else ""
-    return shelf.key("proved", bundle=bundle.digest, program=program, asked=questions.digest, threads=threads)
+    return shelf.key("examined", bundle=bundle.digest, program=program, asked=questions.digest, threads=threads)
 
 
 def _prove(built: Built, engine: Engine, source: Source, questions: Questions) -> Proved:

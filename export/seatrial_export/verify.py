@@ -61,8 +61,8 @@ class Unfaithful(Exception):
     """It answers differently; the message is the reason, for the report."""
 
 
-class _Unanswered(Unfaithful):
-    """A refusal, or something of another type or shape."""
+class Unanswered(Unfaithful):
+    """A refusal, which may be chance, or something of another type or shape."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +135,7 @@ def _answer(case: Case, predict: Predict, exam: Exam) -> Outputs:
     """What the candidate answers, if it has the form of the source's answer and is without NaN."""
     try:
         return _formed_answer(case, predict)
-    except _Unanswered as why:
+    except Unanswered as why:
         along = [each for each in exam.cases if each.axis and each.axis == case.axis]
         answered = [each.size for each in along if _is_answered(each, predict)]
         if len(answered) != 1:
@@ -166,7 +166,7 @@ def _asking(where: str) -> Iterator[None]:
     try:
         yield
     except (EngineFailed, WrongInput) as error:
-        raise _Unanswered(f"{where}: the engine refused inputs that the source takes: {error}") from error
+        raise Unanswered(f"{where}: the engine refused inputs that the source takes: {error}") from error
 
 
 def agreement(
@@ -232,7 +232,7 @@ def _check_formed(where: str, answer: Outputs, expected: Outputs) -> None:
     for name, array in expected.items():
         found = answer[name]
         if (found.dtype, found.shape) != (array.dtype, array.shape):
-            raise _Unanswered(
+            raise Unanswered(
                 f"{where}: '{name}' is {found.dtype}{list(found.shape)}, the source's is {array.dtype}{list(array.shape)}"
             )
         if array.dtype.kind == "f" and not np.isfinite(found).all():

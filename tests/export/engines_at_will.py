@@ -37,6 +37,7 @@ class Sea:
     seed: int
     noise: float = 0.04
     now: float = 0.0
+    slowed: float = 1.0
     random: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,7 +48,7 @@ class Sea:
 
     def take(self, ms: float, calls: int) -> Sequence[float]:
         slow = 1.4 if int(self.now / 0.37) % 5 == self.seed % 5 else 1.0
-        took = ms * slow * self.random.lognormal(sigma=self.noise, size=calls)
+        took = ms * self.slowed * slow * self.random.lognormal(sigma=self.noise, size=calls)
         took *= np.where(self.random.random(calls) < 0.03, self.random.uniform(1.5, 4, calls), 1)
         self.now += float(took.sum()) / 1000
         return [float(each) for each in took]

@@ -12,7 +12,7 @@ from seatrial.bundle import Bound
 from seatrial.bundle.evidence import Agreement, Quality, Timing
 from seatrial.errors import InvalidSettings
 from seatrial_export.candidate import CANDIDATES, Candidate, Verdict
-from seatrial_export.choose import Budget, Judgement, Objective, Variant, choose, on_front, undecided
+from seatrial_export.choose import Budget, Judgement, Objective, Variant, choose, halved, on_front, undecided
 from seatrial_export.verify import Proof
 
 FLOAT, DYNAMIC, STATIC, PRUNED, *_ = CANDIDATES
@@ -50,6 +50,7 @@ def variant(
         ),
         alone=timing(4.0, p99_ms=p99_ms),
         throughput=timing(32 * row_ms, batch=32, spread=spread),
+        row_ms=row_ms,
         rounds=rounds(32 * row_ms, spread=spread, of=candidate),
         size_bytes=size_bytes,
         memory_bytes=memory_bytes,
@@ -186,6 +187,23 @@ def test_two_are_undecided_where_they_may_be_equal_and_may_differ_by_more_than_3
     assert undecided(blurred[:1], Budget(), Objective.CHEAPEST) == ()
     smaller = [blurred[0], replace(blurred[1], size_bytes=1000)]
     assert undecided(smaller, Budget(), Objective.SIZE) == (), "its time does not matter"
+
+
+def test_worth_more_rounds_is_the_better_half_of_those_whose_answers_the_budget_admits() -> None:
+    wrong = variant(PRUNED, row_ms=0.1, accuracy=0.5, drop_upper=0.4)
+    late = variant(DYNAMIC, row_ms=1, p99_ms=50)
+    quick, slow, slowest = (variant(STATIC, row_ms=row_ms, size_bytes=int(1e6 * row_ms)) for row_ms in (2, 3, 4))
+    given, within = [slowest, wrong, slow, late, quick], Budget(p99_ms=10)
+    assert halved(given, Budget(), Objective.CHEAPEST) == [late, quick]
+    assert halved(given, within, Objective.CHEAPEST) == [quick, slow], "what meets the budget comes first"
+    assert halved([wrong, late, quick], within, Objective.CHEAPEST) == [quick, late], "one late call may be chance"
+    assert halved([slowest, quick], Budget(), Objective.CHEAPEST) == [quick, slowest], "the last two stay"
+    assert halved([wrong], Budget(), Objective.CHEAPEST) == []
+    assert halved([*given, late], Budget(), Objective.SIZE) == [late, late, quick]
+    alike = [variant(candidate, row_ms=1 + number / 100, spread=0.3) for number, candidate in enumerate(CANDIDATES[:5])]
+    assert len(halved([*alike, slow], Budget(), Objective.CHEAPEST)) == 5, "each of them may be the fastest"
+    best = variant(DYNAMIC, row_ms=4, accuracy=0.91)
+    assert halved([quick, slow, best], Budget(), Objective.ACCURACY) == [best, quick]
 
 
 def test_another_objective_decides_first_and_the_cost_of_what_it_leaves() -> None:

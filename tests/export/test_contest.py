@@ -14,9 +14,9 @@ from seatrial.errors import InvalidSettings
 from seatrial.tensors import DynamicAxis
 from seatrial_export.candidate import CANDIDATES, Verdict
 from seatrial_export.child import Limits
-from seatrial_export.choose import Budget, Objective, Variant, choose, undecided
-from seatrial_export.contest import Outcome, Pace, Size, Sizes, contest, length_axis
-from seatrial_export.measure import MAX_ROUNDS, MIN_ROUNDS
+from seatrial_export.choose import Budget, Objective, Variant, choose, halved, undecided
+from seatrial_export.contest import Halved, Outcome, Pace, Size, Sizes, contest, length_axis
+from seatrial_export.measure import FEWEST_ROUNDS, MAX_ROUNDS, MIN_ROUNDS
 from seatrial_export.stand import Mounted, Stand, Terms
 from tests.export.engines_at_will import Sea, SimulatedStand, verified
 from tests.export.models import one_row_only, right, some_rows
@@ -31,6 +31,10 @@ def still_undecided(
     variants: Sequence[Variant], *, objective: Objective = Objective.CHEAPEST
 ) -> list[tuple[Variant, ...]]:
     return [pair] if (pair := undecided(variants, Budget(), objective)) else []
+
+
+def still_halved(variants: Sequence[Variant]) -> Sequence[Variant]:
+    return halved(variants, Budget(), Objective.CHEAPEST)
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +52,16 @@ def simulated(
     ms: Sequence[float],
     folder: Path,
     *,
-    accuracies: Sequence[float] = (0.9, 0.9, 0.9, 0.9),
+    accuracies: Sequence[float] = (0.9,) * len(CANDIDATES),
     sizes: Sizes | None = None,
     longer_s: float = 20.0,
+    stays: Halved = still_halved,
 ) -> Outcome:
     """Variants whose call takes `ms`, whatever it is asked."""
     stand = SimulatedStand(sea, {str(number): each for number, each in enumerate(ms)})
     some = [
         verified(candidate, linear_bundle(str(number), folder), accuracy=accuracy)
-        for number, (candidate, accuracy) in enumerate(zip(ON_ONNX_CPU[: len(ms)], accuracies, strict=False))
+        for number, (candidate, accuracy) in enumerate(zip(CANDIDATES[: len(ms)], accuracies, strict=False))
     ]
     return contest(
         some,
@@ -65,6 +70,7 @@ def simulated(
         folder=folder / "calls",
         sizes=sizes or Sizes(),
         pace=Pace(for_s=1.0, longer_s=longer_s),
+        halved=stays,
         undecided=still_undecided,
         clock=sea.clock,
     )
@@ -99,11 +105,37 @@ def test_two_that_are_told_apart_are_not_timed_longer_nor_two_that_are_known_to_
         assert outcome.notes == ()
 
 
+def test_after_each_stretch_the_slower_half_leaves(place: Path) -> None:
+    """Eight slow ones, for which there is no time: the last two get enough rounds, all together fewer than without halving."""
+    ms = (240, 100, 180, 200, 120, 140, 160, 220)
+    found = simulated(Sea(seed=1), ms, place, sizes=Sizes(batches=(8,))).variants
+    rounds = {took: variant.throughput.rounds for took, variant in zip(ms, found, strict=True)}
+    assert [rounds[each] / FEWEST_ROUNDS for each in sorted(ms)] == [3, 3, 2, 2, 1, 1, 1, 1]
+    assert rounds[100] >= MIN_ROUNDS
+    assert sum(rounds.values()) < len(ms) * MIN_ROUNDS
+
+
+def test_who_leaves_is_compared_with_who_stays_by_the_rounds_of_both(place: Path) -> None:
+    """The machine is half as fast from the second stretch on; by its own median one that left would be the fastest."""
+    sea = Sea(seed=1)
+
+    def slower_from_now_on(variants: Sequence[Variant]) -> Sequence[Variant]:
+        sea.slowed = 2.0
+        return still_halved(variants)
+
+    found = simulated(sea, (5.0, 5.5, 6.0, 60.0), place, sizes=Sizes(batches=(8,)), stays=slower_from_now_on).variants
+    first, second, gone, _ = found
+    assert gone.throughput.p50_ms < first.throughput.p50_ms
+    assert first.row_ms < second.row_ms < gone.row_ms
+    [chosen] = [each.variant for each in choose(found, Budget()) if each.verdict is Verdict.CHOSEN]
+    assert chosen is first
+
+
 def test_where_noise_hides_who_is_faster_only_the_two_fastest_go_on_and_it_is_said(place: Path) -> None:
     sea = Sea(seed=1, noise=0.4)
     outcome = simulated(sea, (5.0, 5.05, 50.0), place, longer_s=3.0)
     first, second, slow = outcome.variants
-    assert first.throughput.rounds == second.throughput.rounds > slow.throughput.rounds >= MIN_ROUNDS
+    assert first.throughput.rounds == second.throughput.rounds > slow.throughput.rounds >= FEWEST_ROUNDS
     [note] = outcome.notes
     assert FLOAT.name in note
     assert DYNAMIC.name in note
@@ -161,7 +193,8 @@ def test_an_engine_that_is_lost_costs_itself_alone_and_says_how(tmp_path: Path) 
     with Watched(tmp_path / "stand", Terms.of(limits, threads=1, call_s=30)) as stand:
         outcome = contest(
             some, some_rows(), stand=stand, folder=tmp_path / "calls", sizes=Sizes(),
-            pace=Pace(for_s=0.05, longer_s=30), undecided=functools.partial(stand.kill_and_ask_for_more, STATIC.name),
+            pace=Pace(for_s=0.05, longer_s=30), halved=still_halved,
+            undecided=functools.partial(stand.kill_and_ask_for_more, STATIC.name),
         )  # fmt: skip
     [found] = outcome.variants
     assert found.candidate is FLOAT

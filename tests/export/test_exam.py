@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seatrial.bundle import Bundle
 from seatrial.errors import EngineFailed, InvalidSource
 from seatrial.tensors import Array, DataType, DynamicAxis, Padding, Signature, TensorSpec
+from seatrial_export import trial
 from seatrial_export.build import Built
 from seatrial_export.candidate import CANDIDATES, Candidate, Lost, Verdict
 from seatrial_export.exam import set_exam
@@ -20,7 +22,18 @@ from seatrial_export.samples import Inputs, Outputs
 from seatrial_export.shelf import Shelf
 from seatrial_export.trial import Verified, ask_source, examine
 from seatrial_export.verify import Unfaithful, agreement, round_up, same_neighbour, verify
-from tests.export.models import FLOAT_FAULTS, LOSSY_FAULTS, Break, another_largest, linear_source, right, some_rows
+from seatrial_serving.engines import Engine, open_engine
+from tests.export.models import (
+    FLOAT_FAULTS,
+    LOSSY_FAULTS,
+    Break,
+    another_largest,
+    doubles,
+    linear_source,
+    nan_for_zeros,
+    right,
+    some_rows,
+)
 from tests.serving.models import SIGNATURE, linear
 
 FLOAT, DYNAMIC, STATIC, PRUNED, *_ = CANDIDATES
@@ -375,8 +388,29 @@ def test_what_was_proved_is_believed_for_the_same_bundle_and_the_same_questions_
     anew = ask(built, questions=replace(upside_down, digest="sha256:other"))
     assert isinstance(anew, Lost)
     assert "real rows: 'y' is" in anew.reason
-    wrong = Built(candidate=FLOAT, model=another_largest(tmp_path / "wrong.onnx"))
-    assert isinstance(ask(wrong, questions=questions), Lost)
+
+
+def test_what_was_refused_is_not_asked_again_unless_it_gave_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def open_and_count(bundle: Bundle, *, threads: int) -> Engine:
+        opened.append(bundle.digest)
+        return open_engine(bundle, threads=threads)
+
+    monkeypatch.setattr(trial, "open_engine", open_and_count)
+    source, shelf = linear_source(tmp_path), Shelf(place=tmp_path / "shelf", most_bytes=10**6, known={})
+    ask = partial(
+        examine, source=source, questions=ask_source(source), store=tmp_path / "bundles", threads=1, shelf=shelf
+    )
+    asked = {}
+    for make in (right, another_largest, nan_for_zeros, doubles):
+        built = Built(candidate=FLOAT, model=make(tmp_path / f"{make.__name__}.onnx"))
+        first, second = ask(built), ask(built)
+        assert first == second
+        asked[make], opened[:] = len(opened), []
+    assert asked == {right: 1, another_largest: 1, nan_for_zeros: 1, doubles: 2}
 
 
 def test_questions_have_one_digest_until_a_number_of_them_changes(tmp_path: Path) -> None:

@@ -65,6 +65,18 @@ def test_a_turn_is_as_many_calls_as_take_a_while_and_the_first_of_several_is_not
     assert (found.p50_ms, found.p99_ms, found.rounds) == (0.5, 0.5, MIN_ROUNDS)
 
 
+def test_who_took_part_in_few_rounds_is_compared_by_them() -> None:
+    bench = Bench()
+    rounds = bench.rounds(a=5, b=6)
+    rounds.play("ab", for_s=0, at_least=6)
+    bench.slowed = 3.0
+    rounds.play("a", for_s=9, at_most=20)
+    assert len(rounds.medians("b")) == 6
+    assert len(rounds.medians("a")) == 26
+    assert rounds.typical_ms("a") == pytest.approx(15)
+    assert rounds.typical_ms("b") == pytest.approx(18)
+
+
 @pytest.mark.parametrize(("ms", "calls"), [(3.0, 1), (1e-9, MOST_CALLS + 1)])
 def test_a_turn_has_at_least_one_call_and_no_more_than_there_may_be(ms: float, calls: int) -> None:
     asked: list[int] = []
