@@ -1,7 +1,7 @@
 """The child that makes of a program what an engine of torch's family serves: `python -P -m seatrial_export.package job.json`.
 
 Either the program itself, without its example inputs, which torch would unpickle; or what AOTInductor compiles of it, which
-takes g++ and holds machine code for CPUs like this one; or the same in the format of another runtime.
+takes g++ and holds machine code for CPUs like this one; or its operators as TorchScript.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,8 +1,8 @@
-"""A program as TorchScript: for whoever runs libtorch, of any version from the last years, and no Python.
+"""A program as TorchScript: for programs that embed libtorch, and no Python.
 
 Tracing would write down every size that the example had, as numbers. So each operator of the program is written as a line
 of TorchScript instead, its sizes still computed from the inputs, and compiled; what TorchScript has no words for is refused
-by its compiler. torch calls all of TorchScript deprecated, and has not yet said when it goes.
+by its compiler. torch 2.13 calls all of TorchScript deprecated.
 """
 
 import io
@@ -29,7 +29,7 @@ def write(program: "ExportedProgram") -> Path:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\..*` is deprecated", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support instance-level")
-        script = torch.jit.freeze(torch.jit.script(flat(program)).eval())
+        script = torch.jit.freeze(torch.jit.script(in_its_words(program)).eval())
         saved = io.BytesIO()
         torch.jit.save(script, saved)
     with zipfile.ZipFile(saved) as found, zipfile.ZipFile(MODEL, "w") as kept:
@@ -39,8 +39,8 @@ def write(program: "ExportedProgram") -> Path:
     return Path(MODEL)
 
 
-def flat(program: "ExportedProgram") -> "GraphModule":
-    """The program as a module that takes and gives tensors alone, each operator by the name that TorchScript knows.
+def in_its_words(program: "ExportedProgram") -> "GraphModule":
+    """A module that takes the inputs one after the other, each operator by the name that TorchScript knows.
 
     Raises `ConversionFailed` for what is no operator: branches and loops.
     """
@@ -50,11 +50,11 @@ def flat(program: "ExportedProgram") -> "GraphModule":
     module = program.module(check_guards=False)
     for node in list(module.graph.nodes):
         if isinstance(node.target, OpOverload):
-            if node.target.name().startswith("aten::_assert"):
+            if str(node.target).startswith("aten._assert"):
                 module.graph.erase_node(node)
             else:
                 node.target = node.target.overloadpacket
         elif isinstance(node.target, HigherOrderOperator):
-            raise ConversionFailed(f"the program has '{node.target.name()}', which TorchScript has no words for")
+            raise ConversionFailed(f"the program has '{node.target}', which TorchScript has no words for")
     module.graph.set_codegen(fx.graph.CodeGen())
     return fx.GraphModule(module, module.graph)

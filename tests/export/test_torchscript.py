@@ -1,14 +1,14 @@
-"""TorchScript of a program: every size that was dynamic still is, and the file says nothing of where it was made."""
+"""A program as TorchScript: every size that was dynamic still is."""
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import chdir, closing
 from pathlib import Path
 
 import pytest
 import torch
 
-from seatrial.bundle import Draft, EngineSpec, ModelName, VariantName, write_bundle
+from seatrial.bundle import Draft, ModelName, write_bundle
 from seatrial.errors import ConversionFailed
 from seatrial_export import torchscript
 from seatrial_export.candidate import CANDIDATES, TORCHSCRIPT_CPU
@@ -17,7 +17,8 @@ from seatrial_export.samples import Inputs, Outputs
 from seatrial_export.verify import verify
 from seatrial_models import architecture
 from seatrial_models.program import to_program
-from seatrial_serving.engines import Engine, open_engine
+from seatrial_serving.engines import open_engine
+from tests.serving.engine_bundles import packaged
 
 TRANSFORMER = architecture("text-transformer")
 CONFIG = TRANSFORMER.small[0]
@@ -30,8 +31,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that computes with its sizes: heads are cut out of, and put back into, batches of any size and length."""
     torch.manual_seed(0)
     place = tmp_path_factory.mktemp("program") / "model.pt2"
-    made = to_program(TRANSFORMER.build(CONFIG).eval(), TRANSFORMER.example(CONFIG, 3), SIGNATURE)
-    torch.export.save(made, place)
+    torch.export.save(to_program(TRANSFORMER.build(CONFIG).eval(), TRANSFORMER.example(CONFIG, 3), SIGNATURE), place)
     return place
 
 
@@ -45,44 +45,28 @@ def answer_of(program: Path) -> Callable[[Inputs], Outputs]:
     return answer
 
 
-def write(program: Path, folder: Path) -> Path:
-    folder.mkdir()
-    with chdir(folder):
-        return torchscript.write(torch.export.load(program)).absolute()
-
-
-@pytest.fixture(scope="module")
-def script(program: Path) -> Path:
-    return write(program, program.parent / "script")
-
-
-@pytest.fixture(scope="module")
-def engine(script: Path) -> Iterator[Engine]:
+def test_torchscript_answers_as_the_program_at_every_size_and_in_company(program: Path, tmp_path: Path) -> None:
+    model = packaged(program, tmp_path, engine="torchscript")
     draft = Draft(
         model=ModelName(name="transformer", version="1"),
-        variant=VariantName(name=TORCHSCRIPT.name, target=TORCHSCRIPT.target, precision="fp32"),
+        variant=TORCHSCRIPT.variant_name(()),
         signature=SIGNATURE,
-        engine=EngineSpec(name="torchscript"),
-        graphs={"main": "model.pt"},
-        files={"model.pt": script},
+        engine=TORCHSCRIPT.engine,
+        graphs={"main": model.name},
+        files={model.name: model},
         golden=(),
         source_bounds={},
         rerun_bounds={},
     )
-    with closing(open_engine(write_bundle(draft, script.parent / "bundles"), threads=1)) as opened:
-        yield opened
-
-
-def test_it_answers_as_the_program_at_every_size_and_in_company(engine: Engine, program: Path) -> None:
     rows = {name: tensor.numpy() for name, tensor in TRANSFORMER.example(CONFIG, 24).items()}
     exam = set_exam(SIGNATURE, rows, answer_of(program))
     assert {axis.name for axis in SIGNATURE.dynamic_axes} == {case.axis for case in exam.cases if case.axis}
-    proof = verify(TORCHSCRIPT, engine.predict, exam)
-    assert proof.agreement.max_absolute < 1e-6
+    with closing(open_engine(write_bundle(draft, tmp_path / "bundles"), threads=1)) as engine:
+        assert verify(TORCHSCRIPT, engine.predict, exam).agreement.max_absolute < 1e-6
 
 
-def test_the_file_says_nothing_of_where_it_was_made(script: Path) -> None:
-    with zipfile.ZipFile(script) as archive:
+def test_torchscript_says_nothing_of_where_it_was_made(program: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(packaged(program, tmp_path, engine="torchscript")) as archive:
         assert "archive/data.pkl" in archive.namelist()
         for name in archive.namelist():
             assert "debug" not in name
@@ -94,9 +78,9 @@ def test_what_torchscript_has_no_words_for_is_refused(tmp_path: Path) -> None:
 
     class Either(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))
+            answer: torch.Tensor = torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))
+            return answer
 
-    path = tmp_path / "either.pt2"
-    torch.export.save(torch.export.export(Either().eval(), (torch.ones(2, 4),)), path)
-    with pytest.raises(ConversionFailed, match="the program has 'cond'"):
-        write(path, tmp_path / "written")
+    either = torch.export.export(Either().eval(), (torch.ones(2, 4),))
+    with chdir(tmp_path), pytest.raises(ConversionFailed, match="the program has 'cond'"):
+        torchscript.write(either)

@@ -87,11 +87,11 @@ def test_what_torch_would_unpickle_or_load_is_refused(
         check_program(changed(as_packaged, change, tmp_path))
 
 
-def test_torchscript_holds_its_lines_and_nothing_besides(as_script: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["archive/data/x.so", "archive/extra/hook.py", "archive/code/../../x.py"])
+def test_torchscript_holds_its_lines_and_nothing_besides(name: str, as_script: Path, tmp_path: Path) -> None:
     check_script(as_script)
-    for name in ("archive/data/x.so", "archive/extra/hook.py", "archive/code/../../x.py"):
-        with pytest.raises(BundleCorrupt, match="has no place"):
-            check_script(changed(as_script, lambda records, name=name: records | {name: b""}, tmp_path))
+    with pytest.raises(BundleCorrupt, match="has no place"):
+        check_script(changed(as_script, lambda records: records | {name: b""}, tmp_path))
 
 
 def test_a_pickle_that_would_run_python_is_not_read_as_one_by_torchscript(as_script: Path, tmp_path: Path) -> None:

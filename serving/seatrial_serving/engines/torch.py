@@ -103,7 +103,8 @@ def _script(path: Path) -> Ask:
     check_script(path)
     with warnings.catch_warnings():  # all of TorchScript is: docs/engines.md says what that means
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.load` is deprecated", category=DeprecationWarning)
-        return partial(_ask_script, torch.jit.load(path, map_location="cpu"))
+        script = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call] # torch's own
+    return partial(_ask_script, script)
 
 
 def _ask_script(module: Any, given: list[torch.Tensor]) -> list[torch.Tensor]:
