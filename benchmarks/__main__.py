@@ -27,6 +27,7 @@ SECTIONS = (
     "int8",
     "mutants",
     "remeasured",
+    "matrix",
 )
 """Each is a module here, whose `measure` takes a `Bench` and returns its place in the README."""
 

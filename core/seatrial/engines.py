@@ -32,6 +32,7 @@ ENGINES: Mapping[str, Kind] = {
     "openvino": Kind(package="openvino", extra="openvino"),
     "torch-export": Kind(package="torch", extra="torch"),
     "aotinductor": Kind(package="torch", extra="torch"),
+    "torchscript": Kind(package="torch", extra="torch"),
     "tensorrt": Kind(package="tensorrt", extra="tensorrt", gpu=True),
 }
 

@@ -166,9 +166,9 @@ class Workshop:
             raise _NotApplicable("the model version is an ONNX file, and torch runs its own programs alone")
         self.tell(candidate.name, "compiling" if candidate.bound else "packaging")
         folder = self.folder / f"package-{candidate.name}"
-        job = package.Job(program=str(self.source.program), compiled=candidate.bound)
-        self._run(package, job, folder, package.Packaged)
-        return Built(candidate=candidate, model=folder / package.MODEL)
+        job = package.Job(program=str(self.source.program), engine=candidate.engine.name)
+        packaged = self._run(package, job, folder, package.Packaged)
+        return Built(candidate=candidate, model=folder / packaged.model)
 
     def _quantize(self, candidate: Candidate, base: _Float) -> Built:
         mode, smoothed = _mode(candidate), Compression.SMOOTHED in candidate.compression

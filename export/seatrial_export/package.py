@@ -1,14 +1,19 @@
-"""The child that makes of a program what torch serves: `python -P -m seatrial_export.package job.json`.
+"""The child that makes of a program what an engine of torch's family serves: `python -P -m seatrial_export.package job.json`.
 
 Either the program itself, without its example inputs, which torch would unpickle; or what AOTInductor compiles of it, which
-takes g++ and holds machine code for CPUs like this one.
+takes g++ and holds machine code for CPUs like this one; or its operators as TorchScript.
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from seatrial_export import child
+from seatrial_export import child, torchscript
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 MODEL = "model.pt2"
 AS_MANY_THREADS_AS_SAID = {"cpp.dynamic_threads": True}
@@ -16,29 +21,47 @@ AS_MANY_THREADS_AS_SAID = {"cpp.dynamic_threads": True}
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """`engine` is the one that will read the file."""
+
     program: str
-    compiled: bool
+    engine: str
 
 
 class Packaged(msgspec.Struct, frozen=True, kw_only=True):
-    """The file is `MODEL` in the child's folder."""
+    """The file, in the child's folder."""
+
+    model: str
 
 
 def package(job: Job) -> Packaged:
     import torch
 
-    program = torch.export.load(job.program)
-    if job.compiled:
-        from torch._inductor import aoti_compile_and_package
+    return Packaged(model=str(WRITERS[job.engine](torch.export.load(job.program))))
 
-        aoti_compile_and_package(
-            program, package_path=str(Path(MODEL).absolute()), inductor_configs=AS_MANY_THREADS_AS_SAID
-        )
-    else:
-        program.example_inputs = None
-        torch.export.save(program, MODEL)
-    return Packaged()
 
+def write_program(program: "ExportedProgram") -> Path:
+    import torch
+
+    program.example_inputs = None
+    torch.export.save(program, MODEL)
+    return Path(MODEL)
+
+
+def write_machine_code(program: "ExportedProgram") -> Path:
+    from torch._inductor import aoti_compile_and_package
+
+    aoti_compile_and_package(
+        program, package_path=str(Path(MODEL).absolute()), inductor_configs=AS_MANY_THREADS_AS_SAID
+    )
+    return Path(MODEL)
+
+
+WRITERS: Mapping[str, Callable[["ExportedProgram"], Path]] = {
+    "torch-export": write_program,
+    "aotinductor": write_machine_code,
+    "torchscript": torchscript.write,
+}
+"""By the engine that reads what they write. Each writes into the working directory."""
 
 if __name__ == "__main__":
     child.work(Job, package)

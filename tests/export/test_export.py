@@ -451,8 +451,9 @@ def test_each_target_has_a_winner_and_each_bundle_names_the_others(settings: Set
 def test_a_program_is_served_as_it_is_and_compiled(settings: Settings, tmp_path: Path) -> None:
     program = linear_program(tmp_path / "linear.pt2")
     register(str(program), name="linear", settings=settings)
-    exported = export(Request(ref=REF, targets=("pt2-cpu", "aoti-cpu")), settings)
-    assert exported.report.chosen == {"pt2-cpu": "pt2-cpu-fp32", "aoti-cpu": "aoti-cpu-fp32"}
+    targets = ("pt2-cpu", "aoti-cpu", "torchscript-cpu")
+    exported = export(Request(ref=REF, targets=targets), settings)
+    assert exported.report.chosen == {target: f"{target}-fp32" for target in targets}
     for target, bundle in exported.bundles.items():
         assert prove(bundle) == 8, target
     assert exported.bundles["pt2-cpu"].manifest.hardware is None

@@ -16,7 +16,7 @@ from tests.serving.models import BIAS, SIGNATURE, WEIGHTS, LinearBundle, linear_
 from tests.tools import absent
 
 LIMITS = Limits(time_s=240, memory_bytes=4 * 2**30, threads=1)
-COMPILED = {"torch-export": False, "aotinductor": True}
+OF_TORCH = ("torch-export", "aotinductor", "torchscript")
 SIZE, LAYERS = 512, 4
 HEAVY = Signature(
     inputs=(TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, SIZE)),),
@@ -31,9 +31,9 @@ def linear_bundle(engine: str, folder: Path) -> Bundle:
     hardware: Hardware | None = None
     if why := obstacle(EngineSpec(name=engine)):
         (pytest.skip if ENGINES[engine].gpu else absent)(why)
-    if engine in COMPILED:
-        model = packaged(linear_program(folder / "linear.pt2"), folder, compiled=COMPILED[engine])
-        hardware = fingerprint(engine) if COMPILED[engine] else None
+    if engine in OF_TORCH:
+        model = packaged(linear_program(folder / "linear.pt2"), folder, engine=engine)
+        hardware = fingerprint(engine) if engine == "aotinductor" else None
     elif engine == "tensorrt":
         model, hardware = plan(linear_onnx(folder / "linear.onnx"), folder), fingerprint(engine)
     return LinearBundle(engine=EngineSpec(name=engine), model=model, hardware=hardware).write(folder / "bundles")
@@ -81,8 +81,8 @@ def heavy_bundle(engine: str, folder: Path) -> Bundle:
     """Without golden requests: it is not proved, only timed."""
     folder.mkdir(exist_ok=True)
     model = (
-        packaged(heavy_program(folder / "heavy.pt2"), folder, compiled=COMPILED[engine])
-        if engine in COMPILED
+        packaged(heavy_program(folder / "heavy.pt2"), folder, engine=engine)
+        if engine in OF_TORCH
         else heavy_onnx(folder / "heavy.onnx")
     )
     draft = Draft(
@@ -99,16 +99,16 @@ def heavy_bundle(engine: str, folder: Path) -> Bundle:
     return write_bundle(draft, folder / "bundles")
 
 
-def packaged(program: Path, folder: Path, *, compiled: bool) -> Path:
-    place = folder / f"package-{compiled}"
-    job = package.Job(program=str(program), compiled=compiled)
-    if compiled:
-        child.run("seatrial_export.package", job, folder=place, answer=package.Packaged, limits=LIMITS)
+def packaged(program: Path, folder: Path, *, engine: str) -> Path:
+    place = folder / f"package-{engine}"
+    job = package.Job(program=str(program), engine=engine)
+    if engine == "aotinductor":
+        made = child.run("seatrial_export.package", job, folder=place, answer=package.Packaged, limits=LIMITS)
     else:  # takes no child of its own, and another import of torch is most of what one takes
         place.mkdir()
         with chdir(place):
-            package.package(job)
-    return place / package.MODEL
+            made = package.package(job)
+    return place / made.model
 
 
 def heavy_onnx(path: Path) -> Path:

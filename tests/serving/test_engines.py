@@ -118,7 +118,13 @@ def test_warm_up_runs_every_size(engine: Engine) -> None:
 
 @pytest.fixture(
     scope="module",
-    params=["onnxruntime", "openvino", "torch-export", pytest.param("aotinductor", marks=pytest.mark.slow)],
+    params=[
+        "onnxruntime",
+        "openvino",
+        "torch-export",
+        "torchscript",
+        pytest.param("aotinductor", marks=pytest.mark.slow),
+    ],
 )
 def heavy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return heavy_bundle(request.param, tmp_path_factory.mktemp("heavy"))

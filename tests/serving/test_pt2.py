@@ -1,6 +1,8 @@
 """Programs and packages of torch's in a bundle: what must not be in them is refused before torch sees them."""
 
 import json
+import os
+import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from seatrial.bundle import EngineSpec
 from seatrial.errors import BundleCorrupt, EngineUnavailable
 from seatrial.tensors import DataType, Signature, TensorSpec
 from seatrial_serving.engines import open_engine
-from seatrial_serving.engines.pt2 import check_package, check_program
+from seatrial_serving.engines.pt2 import check_package, check_program, check_script
 from tests.serving.engine_bundles import linear_program, packaged
 from tests.serving.models import LinearBundle
 
@@ -26,7 +28,7 @@ def as_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def as_packaged(as_saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packaged(as_saved, tmp_path_factory.mktemp("packaged"), compiled=False)
+    return packaged(as_saved, tmp_path_factory.mktemp("packaged"), engine="torch-export")
 
 
 def test_a_program_as_torch_saves_it_is_refused_and_as_export_packages_it_taken(
@@ -49,6 +51,21 @@ def pickled(records: Records) -> Records:
     return records | {CONFIG: json.dumps(config).encode()}
 
 
+@pytest.fixture(scope="module")
+def as_script(as_saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packaged(as_saved, tmp_path_factory.mktemp("scripted"), engine="torchscript")
+
+
+def changed(archive: Path, change: Callable[[Records], Records], place: Path) -> Path:
+    with zipfile.ZipFile(archive) as found:
+        records = {name: found.read(name) for name in found.namelist()}
+    path = place / f"changed{archive.suffix}"
+    with zipfile.ZipFile(path, "w") as written:
+        for name, content in change(records).items():
+            written.writestr(name, content)
+    return path
+
+
 FAULTS: list[tuple[Callable[[Records], Records], str]] = [
     (pickled, "holds pickled tensors"),
     (lambda records: records | {CONFIG: b"[1"}, "holds pickled tensors"),
@@ -66,21 +83,38 @@ FAULTS: list[tuple[Callable[[Records], Records], str]] = [
 def test_what_torch_would_unpickle_or_load_is_refused(
     change: Callable[[Records], Records], words: str, as_packaged: Path, tmp_path: Path
 ) -> None:
-    with zipfile.ZipFile(as_packaged) as archive:
-        records = {name: archive.read(name) for name in archive.namelist()}
-    path = tmp_path / "changed.pt2"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in change(records).items():
-            archive.writestr(name, content)
     with pytest.raises(BundleCorrupt, match=words):
-        check_program(path)
+        check_program(changed(as_packaged, change, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["archive/data/x.so", "archive/extra/hook.py", "archive/code/../../x.py"])
+def test_torchscript_holds_its_lines_and_nothing_besides(name: str, as_script: Path, tmp_path: Path) -> None:
+    check_script(as_script)
+    with pytest.raises(BundleCorrupt, match="has no place"):
+        check_script(changed(as_script, lambda records: records | {name: b""}, tmp_path))
+
+
+def test_a_pickle_that_would_run_python_is_not_read_as_one_by_torchscript(as_script: Path, tmp_path: Path) -> None:
+    """torch reads a script's attributes with a reader of its own. This one would make a folder."""
+    made = tmp_path / "made"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(made),)
+
+    evil = pickle.dumps(Evil(), protocol=2)
+    path = changed(as_script, lambda records: records | {"archive/data.pkl": evil}, tmp_path)
+    bundle = LinearBundle(engine=EngineSpec(name="torchscript"), model=path).write(tmp_path / "bundles")
+    with pytest.raises(BundleCorrupt, match="cannot load"):
+        open_engine(bundle, threads=1)
+    assert not made.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x05\x06" + bytes(18) + b"junk"])
 def test_what_is_no_archive_is_corrupt(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.pt2"
     path.write_bytes(content)
-    for engine in ("torch-export", "aotinductor"):
+    for engine in ("torch-export", "aotinductor", "torchscript"):
         bundle = LinearBundle(engine=EngineSpec(name=engine), model=path).write(tmp_path / engine)
         with pytest.raises(BundleCorrupt):
             open_engine(bundle, threads=1)

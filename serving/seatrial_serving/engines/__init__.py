@@ -106,6 +106,7 @@ OPENERS: Mapping[str, Callable[[Bundle, int, bool], Engine]] = {
     "openvino": _opener("openvino"),
     "torch-export": _opener("torch", "open_program"),
     "aotinductor": _opener("torch", "open_package"),
+    "torchscript": _opener("torch", "open_script"),
     "tensorrt": _opener("tensorrt"),
 }
 """Engines by the name that a manifest gives them. Adding one here enrols it in the shared contract tests."""

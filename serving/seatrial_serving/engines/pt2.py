@@ -1,9 +1,10 @@
-"""What a `.pt2` archive holds, told without torch, which would unpickle and load what it finds.
+"""What an archive of torch's holds, told without torch, which would unpickle and load what it finds.
 
 `torch.export.load` (2.13) unpickles the example inputs, every weight and constant that says so, and custom objects, and loads
 native code that lies beside the program. Of all that a bundle's program may hold nothing: plain bytes of tensors and JSON.
-A package of AOTInductor holds native code, and nothing else that is loaded. Who can change either can still run code here
-(torch evaluates the expressions of a program's shapes): that is what the bundle's digest is for.
+A package of AOTInductor holds native code, and nothing else that is loaded. TorchScript is lines that torch interprets, and a
+list of attributes that it reads with a reader of its own, which knows no Python. Who can change any of them can still run
+code here (torch evaluates the expressions of a program's shapes): that is what the bundle's digest is for.
 """
 
 import json
@@ -19,6 +20,7 @@ PROGRAM = re.compile(
     r"|data/constants/(tensor_\d+|\w+_constants_config\.json)|data/sample_inputs/\w+\.pt"
 )
 PACKAGE = re.compile(_COMMON + r"|data/aotinductor/.+")
+SCRIPT = re.compile(_COMMON + r"|code/(\w+/)*\w+\.py|(data|constants)\.pkl|(data|constants)/\d+")
 
 
 def check_program(path: Path) -> None:
@@ -34,6 +36,11 @@ def check_program(path: Path) -> None:
 def check_package(path: Path) -> None:
     """Raises `BundleCorrupt` unless `path` is a package of AOTInductor and nothing besides."""
     _archive(path, PACKAGE).close()
+
+
+def check_script(path: Path) -> None:
+    """Raises `BundleCorrupt` unless `path` is TorchScript and nothing besides."""
+    _archive(path, SCRIPT).close()
 
 
 def _archive(path: Path, allowed: re.Pattern[str]) -> zipfile.ZipFile:

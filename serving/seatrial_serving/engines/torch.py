@@ -1,10 +1,11 @@
-"""What torch runs: a `torch.export` program as it is, or the machine code that AOTInductor made of one.
+"""What torch runs: a `torch.export` program as it is, the machine code that AOTInductor made of one, or TorchScript.
 
-The only module of serving that imports torch; loaded by name, where a bundle wants one of the two. torch counts its threads
+The only module of serving that imports torch; loaded by name, where a bundle wants one of them. torch counts its threads
 for the whole process, so each engine says its own number before each call: one process may hold an engine with its share of
 the cores and another with all of them, and asks one at a time.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.utils import _pytree as pytree
 from seatrial.bundle import MAIN, Bundle
 from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable
 from seatrial.tensors import Array, DataType, Signature
-from seatrial_serving.engines.pt2 import check_package, check_program
+from seatrial_serving.engines.pt2 import check_package, check_program, check_script
 
 REFUSALS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
 
@@ -56,6 +57,10 @@ def open_package(bundle: Bundle, threads: int, spinning: bool) -> TorchEngine:  
     return _open(bundle, _package, threads=threads)
 
 
+def open_script(bundle: Bundle, threads: int, spinning: bool) -> TorchEngine:  # noqa: ARG001
+    return _open(bundle, _script, threads=threads)
+
+
 def _open(bundle: Bundle, load: Callable[[Path], Ask], *, threads: int) -> TorchEngine:
     signature = bundle.manifest.signature
     for spec in (*signature.inputs, *signature.outputs):
@@ -92,6 +97,21 @@ def _package(path: Path) -> Ask:
     check_package(path)
     ask: Ask = aoti_load_package(str(path)).loader.boxed_run
     return ask
+
+
+def _script(path: Path) -> Ask:
+    check_script(path)
+    with warnings.catch_warnings():  # all of TorchScript is: docs/engines.md says what that means
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.load` is deprecated", category=DeprecationWarning)
+        script = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call] # torch's own
+    return partial(_ask_script, script)
+
+
+def _ask_script(module: Any, given: list[torch.Tensor]) -> list[torch.Tensor]:
+    try:
+        return list(module(*given))
+    except RuntimeError as error:  # the last line says what is wrong, those before where
+        raise RuntimeError(str(error).strip().splitlines()[-1]) from error
 
 
 def _tensor(array: Array, datatype: DataType) -> torch.Tensor:

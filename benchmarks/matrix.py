@@ -1,0 +1,168 @@
+"""Every architecture of the zoo for every target on this CPU: whether it converts, agrees, and how fast it then is.
+
+Built, opened and verified as `seatrial export` does it, from the program on. Nothing is trained: the weights are seeded, and
+the sizes those of the contract tests.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from benchmarks.bench import Bench
+from benchmarks.intervals import ratio
+from benchmarks.tables import table
+from seatrial.registry import ModelVersion
+from seatrial.settings import load_settings
+from seatrial_export.build import Built, building
+from seatrial_export.candidate import AOTI_CPU, CANDIDATES, ONNX_CPU, Candidate, Lost, Precision
+from seatrial_export.child import child_limits
+from seatrial_export.samples import Inputs, repeat
+from seatrial_export.source import Source
+from seatrial_export.trial import Verified, ask_source, examine
+from seatrial_models import ARCHITECTURES
+from seatrial_models.architecture import Architecture
+from seatrial_models.program import to_program
+from seatrial_serving.engines import Engine, open_engine
+from seatrial_training.retrainable import NotRetrainable
+
+ON_CPU = tuple(
+    each
+    for each in CANDIDATES
+    if each.precision is Precision.FP32 and not each.compression and each.target.endswith("-cpu")
+)
+MUST = tuple(each for each in ON_CPU if each.target != AOTI_CPU)
+ROWS, BATCH, CALLS = 64, 32, 30
+"""Rows that everybody is asked; of those, rows in a call that is timed; calls in a round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """`distance` is the greatest from the source; `alone` and `together` how many times as fast as ONNX Runtime it is, for
+    one row and for a batch. Without a distance, `why` says what became of it."""
+
+    distance: float | None = None
+    alone: float = 1.0
+    together: float = 1.0
+    why: str = ""
+
+    def __str__(self) -> str:
+        return "no" if self.distance is None else f"{self.distance:.0e}, {self.alone:.2f}, {self.together:.2f}"
+
+
+def measure(bench: Bench) -> str:
+    task = bench.progress.add_task("matrix", total=len(ARCHITECTURES))
+    found: dict[str, dict[Candidate, Cell]] = {}
+    for name, architecture in ARCHITECTURES.items():
+        with tempfile.TemporaryDirectory(dir=bench.place) as place, ExitStack() as engines:
+            found[name] = _cells(architecture, Path(place), engines, rounds=bench.rounds)
+        bench.progress.advance(task)
+    return report(found)
+
+
+def report(found: Mapping[str, Mapping[Candidate, Cell]]) -> str:
+    cells = [cell for row in found.values() for candidate, cell in row.items() if candidate in MUST]
+    agree = sum(cell.distance is not None for cell in cells)
+    said = sum(bool(cell.why) for cell in cells)
+    holds = "holds" if agree + said == len(cells) else "does not hold"
+    must = (
+        f"each architecture for {', '.join(each.target for each in MUST)}: converts and agrees, or it is said why not"
+    )
+    summary = table(["must hold", "found", ""], [[must, f"{agree} of {len(cells)} agree, of {said} it is said", holds]])
+    matrix = table(
+        ["", *(each.target for each in ON_CPU)],
+        [[name, *(str(row[each]) for each in ON_CPU)] for name, row in found.items()],
+    )
+    reasons = [
+        f"- {name}, {candidate.target}: {cell.why}"
+        for name, row in found.items()
+        for candidate, cell in row.items()
+        if cell.why
+    ]
+    return "\n\n".join([summary, matrix, *(["\n".join(reasons)] if reasons else [])])
+
+
+def _cells(architecture: Architecture[Any], place: Path, engines: ExitStack, *, rounds: int) -> dict[Candidate, Cell]:
+    source = _source(architecture, place)
+    examined = list(_examined(source, place))
+    verified = {each.candidate: each for each in examined if isinstance(each, Verified)}
+    opened = {
+        candidate: engines.enter_context(closing(open_engine(each.bundle, threads=1)))
+        for candidate, each in verified.items()
+    }
+    alone, together = (_times(opened, repeat(source.rows, rows), rounds=rounds) for rows in (1, BATCH))
+    [base] = [candidate for candidate in opened if candidate.target == ONNX_CPU]
+    cells = {}
+    for each in examined:
+        if isinstance(each, Lost):
+            cells[each.candidate] = Cell(why=f"{each.verdict}: {each.reason}")
+        else:
+            cells[each.candidate] = Cell(
+                distance=each.proof.agreement.max_absolute,
+                alone=ratio(alone[base], alone[each.candidate]).middle,
+                together=ratio(together[base], together[each.candidate]).middle,
+            )
+    return cells
+
+
+def _source(architecture: Architecture[Any], place: Path) -> Source:
+    config = architecture.small[0]
+    torch.manual_seed(0)
+    signature = architecture.signature(config)
+    program = place / "program.pt2"
+    torch.export.save(
+        to_program(architecture.build(config).eval(), architecture.example(config, 3), signature), program
+    )
+    rows = {name: tensor.numpy() for name, tensor in architecture.example(config, ROWS).items()}
+    return Source(
+        version=ModelVersion(name=architecture.name, version="1", run_id="", source=""),
+        files=place,
+        program=program,
+        signature=signature,
+        rows=rows,
+        calibration=rows,
+        held_out=None,
+        dataset=None,
+        retrainable=NotRetrainable(reason="nothing was trained"),
+        text=None,
+        notes=(),
+    )
+
+
+def _examined(source: Source, place: Path) -> Iterator[Verified | Lost]:
+    settings = load_settings()
+    with building(
+        ON_CPU, source, folder=place, settings=settings, limits=child_limits(settings), tell=lambda *_: None
+    ) as underway:
+        questions = ask_source(source)
+        built: list[Built | Lost] = [each.result() for each in underway]
+    for each in built:
+        yield each if isinstance(each, Lost) else examine(each, source, questions, store=place / "bundles", threads=1)
+
+
+def _times(opened: Mapping[Candidate, Engine], inputs: Inputs, *, rounds: int) -> dict[Candidate, list[float]]:
+    """The median call of each round, everybody's turn coming at another time in each."""
+    found: dict[Candidate, list[float]] = {candidate: [] for candidate in opened}
+    order: Sequence[Candidate] = list(opened)
+    for candidate in order:
+        _median_s(opened[candidate], inputs)
+    for _ in range(rounds):
+        for candidate in order:
+            found[candidate].append(_median_s(opened[candidate], inputs))
+        order = [*order[1:], order[0]]
+    return found
+
+
+def _median_s(engine: Engine, inputs: Inputs) -> float:
+    took = []
+    for _ in range(CALLS):
+        began = perf_counter()
+        engine.predict(inputs)
+        took.append(perf_counter() - began)
+    return median(took)
