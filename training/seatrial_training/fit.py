@@ -29,6 +29,7 @@ from seatrial_models import architecture
 from seatrial_models.architecture import Inputs
 from seatrial_training import data
 from seatrial_training.augment import Augmentation, augmentations, shrink
+from seatrial_training.distill import Lesson
 from seatrial_training.precision import choose_precision
 from seatrial_training.recipe import Optimizer, Recipe, Schedule
 
@@ -113,21 +114,25 @@ def fit(
     recipe: Recipe,
     dataset: data.Dataset,
     *,
+    teacher: nn.Module | None = None,
     place: Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Fitted:
-    """Train `module`, which is changed.
+    """Train `module`, which is changed; `teacher` is whom it learns from where the recipe has a distillation.
 
     With a `place`, a checkpoint is kept there after every epoch, and a call that finds one goes on from it. `on_epoch`
     is told each epoch before its checkpoint is written: after an interruption it may be told one a second time.
     """
     if place is None:
         with tempfile.TemporaryDirectory(prefix="seatrial-fit-") as aside:
-            return fit(module, recipe, dataset, place=Path(aside), on_epoch=on_epoch, callbacks=callbacks)
+            return fit(
+                module, recipe, dataset, teacher=teacher, place=Path(aside), on_epoch=on_epoch, callbacks=callbacks
+            )
     history = History(on_epoch)
     best, last = _checkpoints(place / "checkpoints")
     with _quiet(), _threads(recipe.threads), _sound_gradients(module), torch.random.fork_rng():
+        lesson = _lesson(module, recipe, dataset, teacher)
         trainer = pl.Trainer(
             max_epochs=recipe.epochs,
             precision=choose_precision(recipe.precision),
@@ -144,7 +149,7 @@ def fit(
         written = place / "checkpoints" / "last.ckpt"
         try:
             trainer.fit(
-                Learner(_laid_out(module.train(), torch.channels_last), recipe),
+                Learner(_laid_out(module.train(), torch.channels_last), recipe, lesson),
                 _training_batches(dataset.train, recipe),
                 _batches(dataset.validation),
                 ckpt_path=written if written.exists() else None,
@@ -153,9 +158,29 @@ def fit(
         except SystemExit as asked_to:  # so Lightning ends at SIGINT, and at SIGTERM as if all were well
             raise KeyboardInterrupt from asked_to
     kept = trainer.strategy.load_checkpoint(best.best_model_path, weights_only=True)
-    module.load_state_dict({name.removeprefix("module."): value for name, value in kept["state_dict"].items()})
+    module.load_state_dict(_of_module(kept["state_dict"]))
     module = _laid_out(module.to("cpu"), torch.contiguous_format)
     return Fitted(module=module.eval(), epochs=tuple(history.epochs), best=kept["epoch"] + 1)
+
+
+def _lesson(module: nn.Module, recipe: Recipe, dataset: data.Dataset, teacher: nn.Module | None) -> Lesson | None:
+    if recipe.distillation is None:
+        return None
+    assert teacher is not None, "a distillation, and nobody who teaches: this is a bug"
+    torch.manual_seed(recipe.seed)
+    example, _ = Rows(dataset.train, augmentations(recipe.augment)).__getitems__([0, 1])
+    try:
+        return Lesson(recipe.distillation, teacher=teacher, student=module.eval(), example=example)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise InvalidRecipe(
+            f"the teacher {recipe.distillation.teacher} cannot be asked rows of '{dataset.name}': {error}"
+        ) from error
+
+
+def _of_module(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a learner's weights that are the module's own."""
+    own = "module."
+    return {name.removeprefix(own): value for name, value in weights.items() if name.startswith(own)}
 
 
 def fine_tune(
@@ -163,23 +188,31 @@ def fine_tune(
 ) -> nn.Module:
     """Train `module`, which is changed, for a few more epochs on its recipe's data; the result is in eval mode."""
     optimizer = recipe.optimizer.model_copy(update={"learning_rate": learning_rate})
-    changes = {"epochs": epochs, "optimizer": optimizer, "averaging": None, "early_stopping": None}
+    changes = {
+        "epochs": epochs,
+        "optimizer": optimizer,
+        "averaging": None,
+        "early_stopping": None,
+        "distillation": None,
+    }
     return fit(module, recipe.model_copy(update=changes), dataset).module
 
 
 class Learner(pl.LightningModule):
     """What Lightning trains: the module, its loss and its optimizer. Never leaves this file."""
 
-    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, module: nn.Module, recipe: Recipe, lesson: Lesson | None) -> None:
         super().__init__()
         self.module = module
+        self.projections = lesson.projections if lesson else nn.ModuleList()
         self._recipe = recipe
+        self._lesson = lesson
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         inputs, labels = batch
         if (small := self._recipe.small_images) and self.current_epoch < small.epochs * self._recipe.epochs:
             inputs = shrink(inputs, small.scale)
-        loss = functional.cross_entropy(self.module(**inputs), labels, label_smoothing=self._recipe.label_smoothing)
+        loss = self._loss(inputs, labels)
         if not loss.isfinite():
             raise InvalidRecipe(
                 f"the loss became {loss.item()} in epoch {self.current_epoch + 1}; "
@@ -188,6 +221,14 @@ class Learner(pl.LightningModule):
         self.log("training_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
+    def _loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
+        smoothing = self._recipe.label_smoothing
+        if self._lesson is None:
+            return functional.cross_entropy(self.module(**inputs), labels, label_smoothing=smoothing)
+        logits, apart = self._lesson.attend(self.module, inputs)
+        labelled = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        return self._lesson.labels_weight * labelled + apart
+
     def validation_step(self, batch: Batch, _: int) -> None:
         inputs, labels = batch
         logits = self.module(**inputs)
@@ -195,7 +236,7 @@ class Learner(pl.LightningModule):
         self.log(MONITORED, (logits.argmax(dim=-1) == labels).float().mean(), batch_size=len(labels))
 
     def configure_optimizers(self) -> Any:
-        optimizer = _optimizer(self.module, self._recipe.optimizer)
+        optimizer = _optimizer(self, self._recipe.optimizer)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, self._recipe.schedule))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -66,6 +66,19 @@ class EarlyStopping(_Part):
     """Epochs without a better validation accuracy after which training ends."""
 
 
+class Distillation(_Part):
+    teacher: str
+    """The registered version whose answers are learnt, as `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
+    temperature: float = Field(default=4.0, gt=0)
+    """What the logits of both are divided by: the higher, the more the teacher's small probabilities count."""
+    weight: float = Field(default=0.9, gt=0, le=1)
+    """The teacher's part of the loss; the labels have the rest."""
+    features: dict[str, str] = {}
+    """Layers of the student, each with the teacher's layer whose output it learns, through a projection."""
+    features_weight: float = Field(default=1.0, gt=0)
+    """Of the mean squared error of each of these layers, beside the rest of the loss."""
+
+
 class Recipe(_Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """The recipe's own name; a model is registered under it unless `model` says otherwise."""
@@ -78,6 +91,8 @@ class Recipe(_Part):
     architecture: Network
     pretrained: str | None = None
     """Published weights to begin with, where the architecture has a place for them; null for random ones."""
+    start: str | None = None
+    """A registered version of this architecture to begin with, as `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
     seed: int = Field(default=0, ge=0)
     """Decides initial weights, order of rows, augmentation and dropout."""
     epochs: int = Field(ge=1)
@@ -99,6 +114,8 @@ class Recipe(_Part):
     """An exponential moving average of the weights; null for none."""
     early_stopping: EarlyStopping | None = None
     """null to train all epochs."""
+    distillation: Distillation | None = None
+    """Learn from a registered version, the teacher, beside the labels; null for labels alone."""
     threads: int | None = Field(default=None, ge=1)
     """Threads to train on; null for as many as we have cores. A small network is faster on one: more would wait for one
     another longer than they compute."""

@@ -11,6 +11,7 @@ from seatrial.machine import cores
 from seatrial.registry import ModelVersion
 from seatrial.settings import Settings
 from seatrial_models import architecture
+from seatrial_training.ancestor import ancestry, pinned
 from seatrial_training.data import Dataset, load_dataset
 from seatrial_training.evaluation import predictor, score
 from seatrial_training.fit import EVALUATION_BATCH, build_module, fit
@@ -42,14 +43,17 @@ def train(
     bar.
     """
     torch.set_num_threads(cores())
-    dataset = load_dataset(recipe.data, settings)
-    with open_run(recipe, dataset, settings, fresh=fresh) as run:
+    recipe, dataset = pinned(recipe, settings), load_dataset(recipe.data, settings)
+    ancestors = ancestry(recipe, dataset, settings)
+    with open_run(recipe, dataset, settings, ancestry=ancestors, fresh=fresh) as run:
         if run.resumed:
             tell(f"going on with run {run.id}, which was interrupted")
         try:
             module = build_module(recipe, dataset)
             if recipe.pretrained:
                 begin_from(recipe.pretrained, module, settings.data_folder)
+            if ancestors.start:
+                module = ancestors.start.module
             trained = train_in(run, recipe, dataset, module, callbacks=callbacks)
         except KeyboardInterrupt:
             tell("interrupted; the same command goes on after the last whole epoch")
@@ -68,6 +72,7 @@ def train_in(
         module,
         recipe,
         dataset,
+        teacher=run.ancestry.teacher.module if run.ancestry.teacher else None,
         place=run.place,
         on_epoch=lambda epoch: run.log_epochs([epoch]),
         callbacks=callbacks,
