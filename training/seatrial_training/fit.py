@@ -31,6 +31,7 @@ from seatrial_training import data
 from seatrial_training.augment import Augmentation, augmentations, shrink
 from seatrial_training.distill import Lesson
 from seatrial_training.precision import choose_precision
+from seatrial_training.pruning import Sparsifier, epoch_of_all_zeros
 from seatrial_training.recipe import Optimizer, Recipe, Schedule
 
 MONITORED = "validation_accuracy"
@@ -130,7 +131,7 @@ def fit(
                 module, recipe, dataset, teacher=teacher, place=Path(aside), on_epoch=on_epoch, callbacks=callbacks
             )
     history = History(on_epoch)
-    best, last = _checkpoints(place / "checkpoints")
+    best, last = _checkpoints(place / "checkpoints", recipe)
     with _quiet(), _threads(recipe.threads), _sound_gradients(module), torch.random.fork_rng():
         lesson = _lesson(module, recipe, dataset, teacher)
         trainer = pl.Trainer(
@@ -138,7 +139,7 @@ def fit(
             precision=choose_precision(recipe.precision),
             accumulate_grad_batches=recipe.accumulate,
             gradient_clip_val=recipe.gradient_clip,
-            callbacks=[*_averaging_and_stopping(recipe), history, *callbacks, best, last],
+            callbacks=[*_as_the_recipe_wants(recipe), history, *callbacks, best, last],
             devices=1,
             logger=False,
             enable_progress_bar=False,
@@ -335,7 +336,9 @@ def _laid_out(module: nn.Module, layout: torch.memory_format) -> nn.Module:
     return module.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]  # torch's overloads leave it out
 
 
-def _averaging_and_stopping(recipe: Recipe) -> Iterator[Callback]:
+def _as_the_recipe_wants(recipe: Recipe) -> Iterator[Callback]:
+    if recipe.pruning and recipe.pruning.makes_zeros:
+        yield Sparsifier(recipe.pruning)
     if recipe.averaging:
         yield EMAWeightAveraging(decay=recipe.averaging.decay)
     if recipe.early_stopping:
@@ -344,11 +347,22 @@ def _averaging_and_stopping(recipe: Recipe) -> Iterator[Callback]:
         )
 
 
-def _checkpoints(folder: Path) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+def _checkpoints(folder: Path, recipe: Recipe) -> tuple[ModelCheckpoint, ModelCheckpoint]:
     """Of the best epoch and of the last. NOTE: `save_last` would not do: it writes only when a new best was found."""
     options: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    best = ModelCheckpoint(folder, filename="best", monitor=MONITORED, mode="max", **options)
+    best = Best(folder, filename="best", monitor=MONITORED, mode="max", **options)
+    best.from_epoch = epoch_of_all_zeros(recipe)
     return best, ModelCheckpoint(folder, filename="last", **options)
+
+
+class Best(ModelCheckpoint):
+    """Of epochs that end with all the zeros that the recipe wants; before `from_epoch`, counted from 0, none does."""
+
+    from_epoch = 0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch >= self.from_epoch:
+            super().on_train_epoch_end(trainer, pl_module)
 
 
 def _optimizer(module: nn.Module, choice: Optimizer) -> torch.optim.Optimizer:

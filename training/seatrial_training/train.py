@@ -16,8 +16,9 @@ from seatrial_training.data import Dataset, load_dataset
 from seatrial_training.evaluation import predictor, score
 from seatrial_training.fit import EVALUATION_BATCH, build_module, fit
 from seatrial_training.pretrained import begin_from
+from seatrial_training.pruning import take_out
 from seatrial_training.recipe import Recipe
-from seatrial_training.registration import TrainedModel, register
+from seatrial_training.registration import EXAMPLE_ROWS, TrainedModel, register
 from seatrial_training.run import Run, open_run
 
 Tell = Callable[[str], None]
@@ -54,6 +55,9 @@ def train(
                 begin_from(recipe.pretrained, module, settings.data_folder)
             if ancestors.start:
                 module = ancestors.start.module
+            if recipe.pruning:
+                example = dataset.train.take(slice(EXAMPLE_ROWS)).inputs
+                take_out(module, recipe.pruning, {name: torch.from_numpy(rows) for name, rows in example.items()})
             trained = train_in(run, recipe, dataset, module, callbacks=callbacks)
         except KeyboardInterrupt:
             tell("interrupted; the same command goes on after the last whole epoch")
