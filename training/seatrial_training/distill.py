@@ -7,9 +7,10 @@ student sees, augmented alike (Beyer et al., "Knowledge distillation: a good tea
 B batch · K classes
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,13 @@ from seatrial_training.recipe import Distillation
 
 IMAGE_AXES = 4
 """Batch, channels, height and width; other features have their width in the last axis."""
+
+Ask: TypeAlias = Callable[[nn.Module, Inputs], Tensor]
+
+
+def as_it_is(module: nn.Module, inputs: Inputs) -> Tensor:
+    answer: Tensor = module(**inputs)
+    return answer
 
 
 class Lesson:
@@ -43,10 +51,10 @@ class Lesson:
         names = [f"'{one}' from '{other}'" for one, other in chosen.features.items()]
         self.projections = nn.ModuleList(map(_projection, learnt, taught, names))
 
-    def attend(self, student: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """The student's logits, and how far it is from the teacher."""
+    def attend(self, student: nn.Module, inputs: Inputs, ask: Ask = as_it_is) -> tuple[Tensor, Tensor]:
+        """The student's logits, and how far it is from the teacher; `ask` is how the student is asked."""
         chosen = self._chosen
-        logits_BK, learnt = _watch(student, chosen.features.keys(), inputs, whose="student")
+        logits_BK, learnt = _watch(student, chosen.features.keys(), inputs, whose="student", ask=ask)
         with torch.no_grad():
             teacher = self._teacher.to(logits_BK.device)
             taught_BK, taught = _watch(teacher, chosen.features.values(), inputs, whose="teacher")
@@ -65,7 +73,9 @@ def answers_apart(learnt_BK: Tensor, taught_BK: Tensor, *, temperature: float) -
     return functional.kl_div(learnt, taught, reduction="batchmean", log_target=True) * temperature**2
 
 
-def _watch(module: nn.Module, names: Collection[str], inputs: Inputs, *, whose: str) -> tuple[Tensor, list[Tensor]]:
+def _watch(
+    module: nn.Module, names: Collection[str], inputs: Inputs, *, whose: str, ask: Ask = as_it_is
+) -> tuple[Tensor, list[Tensor]]:
     """What `module` answers to `inputs`, and what its layers of these names make of them, the first time they are asked."""
     layers, made = dict(module.named_modules()), dict[str, Tensor]()
     known = [name for name in layers if name]
@@ -81,7 +91,7 @@ def _watch(module: nn.Module, names: Collection[str], inputs: Inputs, *, whose: 
                     + did_you_mean(name, known, otherwise=f"it has {', '.join(known)}")
                 )
             hooks.callback(layers[name].register_forward_hook(partial(keep, name)).remove)
-        answer: Tensor = module(**inputs)
+        answer = ask(module, inputs)
     if unasked := [name for name in names if name not in made]:
         raise InvalidRecipe(f"the {whose} never asks its layer '{unasked[0]}' as a whole; name one inside of it")
     return answer, [made[name] for name in names]

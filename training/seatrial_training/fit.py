@@ -29,13 +29,16 @@ from seatrial_models import architecture
 from seatrial_models.architecture import Inputs
 from seatrial_training import data
 from seatrial_training.augment import Augmentation, augmentations, shrink
-from seatrial_training.distill import Lesson
+from seatrial_training.distill import Ask, Lesson, as_it_is
 from seatrial_training.precision import choose_precision
 from seatrial_training.pruning import Sparsifier, epoch_of_all_zeros
 from seatrial_training.recipe import Optimizer, Recipe, Schedule
+from seatrial_training.rounding import Rounding
 
 MONITORED = "validation_accuracy"
 EVALUATION_BATCH = 256
+UNTUNED = ("averaging", "early_stopping", "distillation", "quantization")
+"""What fine-tuning leaves out of a recipe."""
 NARROW = 8
 """Channels that fill a vector register of single precision."""
 
@@ -189,13 +192,7 @@ def fine_tune(
 ) -> nn.Module:
     """Train `module`, which is changed, for a few more epochs on its recipe's data; the result is in eval mode."""
     optimizer = recipe.optimizer.model_copy(update={"learning_rate": learning_rate})
-    changes = {
-        "epochs": epochs,
-        "optimizer": optimizer,
-        "averaging": None,
-        "early_stopping": None,
-        "distillation": None,
-    }
+    changes = {"epochs": epochs, "optimizer": optimizer, **dict.fromkeys(UNTUNED)}
     return fit(module, recipe.model_copy(update=changes), dataset).module
 
 
@@ -206,6 +203,7 @@ class Learner(pl.LightningModule):
         super().__init__()
         self.module = module
         self.projections = lesson.projections if lesson else nn.ModuleList()
+        self.rounding = Rounding(recipe.quantization, module) if recipe.quantization else None
         self._recipe = recipe
         self._lesson = lesson
 
@@ -225,14 +223,18 @@ class Learner(pl.LightningModule):
     def _loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
         smoothing = self._recipe.label_smoothing
         if self._lesson is None:
-            return functional.cross_entropy(self.module(**inputs), labels, label_smoothing=smoothing)
-        logits, apart = self._lesson.attend(self.module, inputs)
+            return functional.cross_entropy(self._ask(self.module, inputs), labels, label_smoothing=smoothing)
+        logits, apart = self._lesson.attend(self.module, inputs, self._ask)
         labelled = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         return self._lesson.labels_weight * labelled + apart
 
+    @property
+    def _ask(self) -> Ask:
+        return self.rounding.ask if self.rounding else as_it_is
+
     def validation_step(self, batch: Batch, _: int) -> None:
         inputs, labels = batch
-        logits = self.module(**inputs)
+        logits = self._ask(self.module, inputs)
         self.log("validation_loss", functional.cross_entropy(logits, labels), batch_size=len(labels))
         self.log(MONITORED, (logits.argmax(dim=-1) == labels).float().mean(), batch_size=len(labels))
 

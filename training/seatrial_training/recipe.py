@@ -95,6 +95,11 @@ class Pruning(_Part):
         return self.kind in ("magnitude", "2:4")
 
 
+class Quantization(_Part):
+    weight_bits: Literal[7, 8] = 7
+    """What weights are rounded to. Every CPU sums products with 7 bits exactly; 8 is for those with VNNI or AMX."""
+
+
 class Recipe(_Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """The recipe's own name; a model is registered under it unless `model` says otherwise."""
@@ -134,6 +139,8 @@ class Recipe(_Part):
     """Learn from a registered version, the teacher, beside the labels; null for labels alone."""
     pruning: Pruning | None = None
     """Take weights out; null for none."""
+    quantization: Quantization | None = None
+    """Train with the rounding of static INT8 in the way; null for none."""
     threads: int | None = Field(default=None, ge=1)
     """Threads to train on; null for as many as we have cores. A small network is faster on one: more would wait for one
     another longer than they compute."""
