@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -121,7 +121,7 @@ def test_a_run_that_was_interrupted_among_the_zeros_ends_with_the_weights_of_one
 # Smaller networks
 
 
-def small(name: str, which: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
+def small(name: str, which: int = 0) -> tuple[Any, dict[str, Tensor]]:
     chosen = architecture(name)
     torch.manual_seed(0)
     return chosen.build(chosen.small[which]).eval(), chosen.example(chosen.small[which], 4)

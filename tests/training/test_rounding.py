@@ -80,12 +80,10 @@ def test_gradients_pass_the_rounding_but_not_what_is_cut_off() -> None:
     rounding.ask(module, {"x": torch.ones(1, 4)})
     module.eval()
     x = torch.tensor([[0.5, 0.2, 0.9, 7.0]], requires_grad=True)
-    rounding.ask(module, {"x": x}).sum().backward()
-    assert x.grad is not None
-    assert (x.grad[0, :3] != 0).all()
-    assert x.grad[0, 3] == 0
-    assert module.layer.weight.grad is not None
-    assert (module.layer.weight.grad[:, :3] != 0).all()
+    entering, weight = torch.autograd.grad(rounding.ask(module, {"x": x}).sum(), [x, module.layer.weight])
+    assert (entering[0, :3] != 0).all()
+    assert entering[0, 3] == 0
+    assert (weight[:, :3] != 0).all()
 
 
 class Stopped(Exception):

@@ -143,7 +143,7 @@ def masks(module: nn.Module, pruning: Pruning, sparsity: float) -> list[tuple[Te
     if pruning.scope == "layer":
         return [(weight, _largest(weight.detach().abs().flatten(), sparsity).view(weight.shape)) for weight in weights]
     sizes = torch.cat([weight.detach().abs().flatten() for weight in weights])
-    parts = _largest(sizes, sparsity).split([weight.numel() for weight in weights])
+    parts = torch.split(_largest(sizes, sparsity), [weight.numel() for weight in weights])
     return [(weight, part.view(weight.shape)) for weight, part in zip(weights, parts, strict=True)]
 
 
@@ -155,7 +155,8 @@ def _largest(sizes: Tensor, sparsity: float) -> Tensor:
 
 def _two_of_four(weight: Tensor) -> Tensor:
     """Groups are of neighbours along the input, at each position of a convolution's kernel."""
-    groups = weight.detach().abs().movedim(1, -1).unflatten(-1, (-1, GROUP))
+    sizes = weight.detach().abs().movedim(1, -1)
+    groups = sizes.reshape(*sizes.shape[:-1], -1, GROUP)
     mask = torch.ones_like(groups).scatter(-1, groups.argsort(dim=-1, stable=True)[..., : GROUP - KEPT], 0)
     return mask.flatten(-2).movedim(-1, 1)
 
@@ -166,5 +167,5 @@ def zeros(module: nn.Module) -> float:
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
-def _products(module: nn.Module) -> list[nn.Parameter]:
+def _products(module: nn.Module) -> list[Tensor]:
     return [layer.weight for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
