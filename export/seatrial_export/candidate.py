@@ -180,17 +180,13 @@ ON_REQUEST = (
 
 
 def named(names: Sequence[str]) -> tuple[Candidate, ...]:
-    """The candidates of these names, and of each with zeros the one without, for it to be timed against.
-
-    Raises `InvalidSettings`, with the one that was likely meant.
-    """
+    """The candidates of these names. Raises `InvalidSettings`, with the one that was likely meant."""
     known = {candidate.name: candidate for candidate in (*CANDIDATES, *ON_REQUEST)}
     for name in names:
         if name not in known:
             meant = did_you_mean(name, known, otherwise=f"on request there are {', '.join(c.name for c in ON_REQUEST)}")
             raise InvalidSettings(f"there is no candidate '{name}'{meant}")
-    asked = [known[name] for name in names]
-    return tuple(dict.fromkeys(each for one in asked for each in ((one.dense, one) if one.sparse else (one,))))
+    return tuple(known[name] for name in names)
 
 
 TARGETS = tuple(ENGINES)

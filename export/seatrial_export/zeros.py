@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from seatrial_export.choose import Variant
+from seatrial_export.choose import ALIKE, Variant
+from seatrial_export.measure import ratio
 
 
 def remark(variant: Variant, variants: Sequence[Variant]) -> str:
@@ -10,7 +11,7 @@ def remark(variant: Variant, variants: Sequence[Variant]) -> str:
     dense = next((each for each in variants if each.candidate == variant.candidate.dense), None)
     if not variant.candidate.sparse or dense is None:
         return ""
-    name, times = dense.candidate.name, dense.row_ms / variant.row_ms
-    if variant.throughput.high_ms < dense.throughput.low_ms:
-        return f"; its zeros make it {times:.2f} times as fast as {name}"
-    return f"; its zeros make nothing faster: {times:.2f} times as fast as {name}, which has none"
+    found = ratio(variant.rounds, dense.rounds)
+    measured = f"it takes {found.low:.2f} to {found.high:.2f} of the time of {dense.candidate.name}, round by round"
+    faster = found.high < 1 / ALIKE
+    return f"; its zeros make it faster: {measured}" if faster else f"; its zeros make nothing faster: {measured}"

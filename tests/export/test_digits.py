@@ -149,7 +149,7 @@ def test_zeros_are_there_and_make_nothing_faster_and_heads_that_are_not_cannot_g
 ) -> None:
     copy = exported_digits.copy(tmp_path / "home")
     settings = Settings(home=copy.home, export={"measure_s": 1})
-    asked = named([f"onnx-cpu-fp32-{each}" for each in ("sparse-80", "sparse-2of4", "heads-50")])
+    asked = named(["onnx-cpu-fp32", *(f"onnx-cpu-fp32-{each}" for each in ("sparse-80", "sparse-2of4", "heads-50"))])
     rows = {row.name: row for row in attempt(Request(ref=REF, candidates=asked), settings).report.rows}
     for step, part in (("sparse-80", 0.8), ("sparse-2of4", 0.5)):
         row = rows[f"onnx-cpu-fp32-{step}"]
