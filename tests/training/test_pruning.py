@@ -176,6 +176,7 @@ def test_wider_weights_and_other_networks_are_refused() -> None:
 # In the registry
 
 
+@pytest.mark.slow
 def test_a_pruned_version_is_registered_with_its_start_and_can_be_a_start_itself(whole: Whole, tmp_path: Path) -> None:
     settings = ExportedDigits(home=whole.settings.home).copy(tmp_path / "home").settings
     made = load_recipe(
