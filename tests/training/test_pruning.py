@@ -15,7 +15,7 @@ from seatrial_models import architecture
 from seatrial_models.narrow import load_narrow
 from seatrial_training.data import Dataset, load_dataset
 from seatrial_training.fit import build_module, fit
-from seatrial_training.pruning import masks, parameters, sparsity_at, take_out, zeros
+from seatrial_training.pruning import masks, parameters, sparsity_at, take_out
 from seatrial_training.recipe import Pruning, Recipe, load_recipe
 from seatrial_training.train import train
 from tests.digits import ExportedDigits
@@ -96,6 +96,12 @@ def test_the_kept_weights_have_all_their_zeros_and_still_know_digits(
     with torch.inference_mode():
         right = (result.module(pixels).argmax(dim=1).numpy() == digits.test.labels).mean()
     assert right > 0.8
+
+
+def zeros(module: nn.Module) -> float:
+    """The part of the weights of matrix products that is exactly zero."""
+    weights = torch.cat([weight.flatten() for weight in module.parameters() if weight.ndim == 2])
+    return float((weights == 0).sum()) / len(weights)
 
 
 class Stopped(Exception):

@@ -161,11 +161,5 @@ def _two_of_four(weight: Tensor) -> Tensor:
     return mask.flatten(-2).movedim(-1, 1)
 
 
-def zeros(module: nn.Module) -> float:
-    """The part of the weights of convolutions and matrix products that is exactly zero."""
-    weights = _products(module)
-    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
-
-
 def _products(module: nn.Module) -> list[Tensor]:
     return [layer.weight for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
