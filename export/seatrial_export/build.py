@@ -4,7 +4,7 @@ What cannot be built is `Lost`, with the reason, and costs nothing but itself.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -73,10 +73,10 @@ def building(
     with ThreadPoolExecutor(AT_ONCE) as pool:
         # The float models come first in the queue: nothing that waits for one can keep it from being built.
         onnx = [each for each in candidates if not each.of_torch and obstacle(each.engine) is None]
-        simplest = {candidate.pruned: candidate for candidate in reversed(onnx)}
-        floats = {pruned: pool.submit(workshop.build_float, each) for pruned, each in simplest.items()}
+        simplest = {candidate.pruning: candidate for candidate in reversed(onnx)}
+        floats = {pruning: pool.submit(workshop.build_float, each) for pruning, each in simplest.items()}
         try:
-            yield [pool.submit(workshop.finish, candidate, floats.get(candidate.pruned)) for candidate in candidates]
+            yield [pool.submit(workshop.finish, candidate, floats.get(candidate.pruning)) for candidate in candidates]
         except BaseException:
             workshop.given_up.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -85,6 +85,13 @@ def building(
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 
+PRUNING: Mapping[Compression, tuple[prune.Kind, float]] = {
+    Compression.PRUNED: ("channels", 0.5),
+    Compression.HEADS: ("heads", 0.5),
+    Compression.SPARSE: ("magnitude", 0.8),
+    Compression.SPARSE_2_4: ("2:4", 0.5),
+}
+"""What is taken out, and how much of it."""
 BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
 ANALYSIS_PART = 0.5
 """The part of a child's time after which no further layer is looked at."""
@@ -123,7 +130,7 @@ class Workshop:
 
     def build_float(self, candidate: Candidate) -> _Float:
         """The float model of `candidate`'s structure, which is the source's own unless it is pruned."""
-        return self._prune(candidate) if candidate.pruned else self._convert(candidate)
+        return self._prune(candidate, candidate.pruning) if candidate.pruning else self._convert(candidate)
 
     def _convert(self, candidate: Candidate) -> _Float:
         self.tell(candidate.name, "converting to ONNX")
@@ -131,16 +138,19 @@ class Workshop:
         converted = self._run(convert, self._conversion(self.source.program), folder, convert.Converted)
         return _Float(model=folder / convert.MODEL, program=None, operators=converted.operators)
 
-    def _prune(self, candidate: Candidate) -> _Float:
+    def _prune(self, candidate: Candidate, pruning: Compression) -> _Float:
         retrainable = self.source.retrainable
         if isinstance(retrainable, NotRetrainable):
             raise _NotApplicable(f"pruning retrains, and {retrainable.reason}")
         if self.source.dataset is None:
             raise _NotApplicable(f"pruning retrains, and the data set '{retrainable.recipe.data}' is not here")
         self.tell(candidate.name, "pruning and fine-tuning")
-        folder = self.folder / "prune"
+        folder = self.folder / f"prune-{pruning}"
+        kind, sparsity = PRUNING[pruning]
         job = prune.Job(
             model=str(self.source.files),
+            kind=kind,
+            sparsity=sparsity,
             home=str(self.settings.home.absolute()),
             data=str(self.settings.data_folder.absolute()),
             epochs=self.settings.export.fine_tune_part,

@@ -1,7 +1,7 @@
 """The ways to build a model version, and what can become of each. Knows no tool that builds one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from seatrial.bundle import EngineSpec, VariantName
@@ -31,6 +31,12 @@ class Compression(StrEnum):
     """Weights of matrix products alone, each block of them with a range of its own."""
     PRUNED = "pruned-50"
     """Half of the channels taken out, then fine-tuned."""
+    HEADS = "heads-50"
+    """Half of the heads of attention taken out, then fine-tuned."""
+    SPARSE = "sparse-80"
+    """Four of five weights made zero, the smallest, while the others are fine-tuned."""
+    SPARSE_2_4 = "sparse-2of4"
+    """Two of every four weights made zero, as sparse tensor cores want it."""
 
 
 class Calibration(StrEnum):
@@ -40,6 +46,9 @@ class Calibration(StrEnum):
     ENTROPY = "entropy"
     PERCENTILE = "percentile"
     MSE = "mse"
+
+
+PRUNINGS = (Compression.PRUNED, Compression.HEADS, Compression.SPARSE, Compression.SPARSE_2_4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +97,18 @@ class Candidate:
         return self.target == AOTI_CPU
 
     @property
-    def pruned(self) -> bool:
-        return Compression.PRUNED in self.compression
+    def pruning(self) -> Compression | None:
+        return next((each for each in self.compression if each in PRUNINGS), None)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether it has as many weights as the source, of which many are zero."""
+        return self.pruning in (Compression.SPARSE, Compression.SPARSE_2_4)
+
+    @property
+    def dense(self) -> "Candidate":
+        """The same without pruning."""
+        return replace(self, compression=tuple(each for each in self.compression if each not in PRUNINGS))
 
     @property
     def static(self) -> bool:
@@ -153,6 +172,12 @@ ON_REQUEST = (
     Candidate(target=ONNX_CPU, precision=Precision.INT4, compression=(Compression.WEIGHTS,)),
     Candidate(target=ONNX_CPU, precision=Precision.FP16),
     Candidate(target=OPENVINO_CPU, precision=Precision.BF16),
+    *(
+        Candidate(target=ONNX_CPU, precision=Precision.FP32, compression=(pruning,))
+        for pruning in PRUNINGS
+        if pruning is not Compression.PRUNED
+    ),
+    Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.PRUNED, Compression.STATIC)),
 )
 """What is built only where somebody names it: it seldom wins, and every candidate costs time."""
 

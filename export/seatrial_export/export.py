@@ -21,7 +21,7 @@ from seatrial.bundle.store import directory_name
 from seatrial.errors import BudgetNotMet, BundleCorrupt, InvalidSettings
 from seatrial.machine import cores, this_machine
 from seatrial.registry import BUNDLE_TAG, ModelRef, ModelVersion
-from seatrial.registry.embedded import EmbeddedRegistry
+from seatrial.registry.embedded import EmbeddedRegistry, download
 from seatrial.settings import Settings
 from seatrial.spelling import did_you_mean
 from seatrial_export.build import Built, Tell, Workshop, building
@@ -42,7 +42,7 @@ from seatrial_export.report import Report, Row, rows, verdict_sentence
 from seatrial_export.samples import count
 from seatrial_export.sensitivity import Layer
 from seatrial_export.shelf import Shelf
-from seatrial_export.source import Source, download, open_source
+from seatrial_export.source import Source, open_source
 from seatrial_export.stand import Stand, Terms
 from seatrial_export.tools import tools
 from seatrial_export.trial import Questions, Verified, ask_source, examine

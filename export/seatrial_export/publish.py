@@ -5,7 +5,6 @@ every bundle that the version ever named: whoever resolves it meanwhile finds wh
 leaves a run that says RUNNING, which the next export from the same home takes over.
 """
 
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +28,6 @@ EXPERIMENT = "seatrial/export"
 OF_TAG, OWNER_TAG = "seatrial.export_of", "seatrial.owner"
 VERDICT_TAG, INTERRUPTED_TAG = "seatrial.verdict", "seatrial.interrupted"
 REPORT_FOLDER = "report"
-LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]+)")
-"""The source of a version that was made from a LoggedModel; MLflow keeps its id nowhere else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +136,8 @@ def export_run(registry: EmbeddedRegistry, version: ModelVersion, settings: Sett
 
 def _begin(client: MlflowClient, experiment: str, version: ModelVersion, owner: str) -> Run:
     run = client.create_run(experiment, tags={OF_TAG: str(version), OWNER_TAG: owner}, run_name=str(version))
-    if source := LOGGED_MODEL.fullmatch(version.source):
-        client.log_inputs(run.info.run_id, models=[LoggedModelInput(source["id"])])
+    if version.logged_model:
+        client.log_inputs(run.info.run_id, models=[LoggedModelInput(version.logged_model)])
     return run
 
 

@@ -6,6 +6,7 @@ import msgspec
 
 from seatrial.bundle.evidence import Agreement, Quality, Timing
 from seatrial.machine import Machine
+from seatrial_export import zeros
 from seatrial_export.candidate import Candidate, Lost, Verdict
 from seatrial_export.choose import Judgement, Objective
 from seatrial_export.deltas import Deltas
@@ -96,7 +97,8 @@ def rows(
     layers: Mapping[Candidate, tuple[Layer, ...]] | None = None,
 ) -> tuple[Row, ...]:
     """One row for each of `candidates`, in their order."""
-    found = {judgement.variant.candidate: _judged(judgement) for judgement in judgements}
+    variants = [judgement.variant for judgement in judgements]
+    found = {each.variant.candidate: _judged(each, zeros.remark(each.variant, variants)) for each in judgements}
     found |= {each.candidate: _lost(each) for each in lost}
     for candidate, asked in (layers or {}).items():
         found[candidate] = msgspec.structs.replace(found[candidate], layers=asked)
@@ -126,7 +128,7 @@ def _quality_words(quality: Quality | None) -> str:
     return f"{quality.metric} {quality.value:.4f} (source {quality.source_value:.4f}) on {quality.rows} held-out rows"
 
 
-def _judged(judgement: Judgement) -> Row:
+def _judged(judgement: Judgement, remark: str) -> Row:
     variant = judgement.variant
     return Row(
         name=variant.candidate.name,
@@ -134,7 +136,7 @@ def _judged(judgement: Judgement) -> Row:
         precision=variant.candidate.precision,
         compression=variant.candidate.steps,
         verdict=judgement.verdict,
-        reason=judgement.reason,
+        reason=judgement.reason + remark,
         on_front=judgement.on_front,
         size_bytes=variant.size_bytes,
         memory_bytes=variant.memory_bytes,

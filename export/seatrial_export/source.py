@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlflow.artifacts
 import numpy as np
-from mlflow.exceptions import MlflowException
 
-from seatrial.errors import DataMissing, InvalidRecipe, InvalidSource, NotInRegistry
+from seatrial.errors import DataMissing, InvalidRecipe, InvalidSource
 from seatrial.registry import ModelVersion
 from seatrial.settings import Settings
 from seatrial.tensors import Array, Signature
@@ -125,15 +123,6 @@ def _load_dataset(
         return load_dataset(retrainable.recipe.data, settings), ()
     except (DataMissing, InvalidRecipe) as error:
         return None, (f"the recipe's data is not here, so there were no labels to judge by: {error}",)
-
-
-def download(version: ModelVersion, into: Path) -> Path:
-    """Fetch the files of `version`; where they lie."""
-    into.mkdir(parents=True)
-    try:
-        return Path(mlflow.artifacts.download_artifacts(str(version), dst_path=str(into)))
-    except (MlflowException, OSError) as error:
-        raise NotInRegistry(f"the files of {version} cannot be fetched from {version.source}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

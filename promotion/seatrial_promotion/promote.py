@@ -13,9 +13,8 @@ from tempfile import TemporaryDirectory
 from seatrial.errors import DataMissing, GateFailed, InvalidRecipe, InvalidSettings, NotInRegistry
 from seatrial.registry import ModelRef, ModelVersion
 from seatrial.registry.bundles import fetch_bundle
-from seatrial.registry.embedded import EmbeddedRegistry
+from seatrial.registry.embedded import EmbeddedRegistry, download
 from seatrial.settings import Settings
-from seatrial_export.source import download
 from seatrial_promotion.entry import Act, Entry, GateResult, Verdict, now
 from seatrial_promotion.gates import Contender, bundle_gate, quality_gate
 from seatrial_promotion.ledger import Ledger

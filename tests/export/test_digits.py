@@ -140,7 +140,7 @@ def test_an_export_repeated_in_another_home_has_the_same_digest_and_a_child_that
     copy = exported_digits.copy(tmp_path / "home")
     chosen = exported_digits.report.chosen["onnx-cpu"]
     request = Request(ref=REF)
-    only = [candidate for candidate in request.candidates if candidate.name == chosen or candidate.pruned]
+    only = [candidate for candidate in request.candidates if candidate.name == chosen or candidate.pruning]
     settings = Settings(home=copy.home, export={"measure_s": 0.1, "fine_tune_s": 0.5, "keep_mb": 0})
     for bundle in copy.settings.bundles.iterdir():
         bundle.rename(tmp_path / bundle.name)

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
+from torch import nn
 
 from seatrial.errors import InvalidSettings
 from seatrial.registry import ModelRef
@@ -26,8 +28,10 @@ from seatrial_export.samples import write_arrays
 from seatrial_export.sensitivity import noise
 from seatrial_export.smooth import smooth
 from seatrial_export.static import calibrated
+from seatrial_training.recipe import Quantization
+from seatrial_training.rounding import Rounding
 from tests.export.models import some_rows
-from tests.serving.models import linear_onnx, save
+from tests.serving.models import BIAS, WEIGHTS, linear_onnx, save
 
 FLOAT, DYNAMIC, STATIC, PRUNED, SMOOTHED, MIXED, *_ = CANDIDATES
 WIDTH = 16
@@ -101,6 +105,32 @@ def test_the_method_sets_the_scale_that_is_written(tmp_path: Path) -> None:
     assert scales[Calibration.MIN_MAX] == pytest.approx(np.ptp(rows) / 255)
     assert scales[Calibration.MSE] > scales[Calibration.MIN_MAX] / 2, "an error of a hundred is dear"
     assert scales[Calibration.ENTROPY] < scales[Calibration.MIN_MAX] / 2
+
+
+class Linear(nn.Module):
+    """The linear model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.layer.weight.data, self.layer.bias.data = torch.from_numpy(WEIGHTS.T.copy()), torch.from_numpy(BIAS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.layer(x)
+        return answer
+
+
+def test_training_for_int8_rounds_as_the_export_does(tmp_path: Path) -> None:
+    """With 7 bits, whose sums are exact on every CPU. The engine rounds the bias too, to the step of its sums."""
+    model, rows = onnx.load(linear_onnx(tmp_path / "linear.onnx")), some_rows(64)
+    made = calibrated(model, [rows], method=Calibration.MIN_MAX, weight_bits=7).quantized(["Gemm-0"])
+    [answered] = observed(made.SerializeToString(), ["y"], [rows])
+    module = Linear().train()
+    with torch.no_grad():
+        trained = Rounding(Quantization(weight_bits=7), module).ask(module, {"x": torch.from_numpy(rows["x"])}).numpy()
+        exact = module(torch.from_numpy(rows["x"])).numpy()
+    np.testing.assert_allclose(trained, answered["y"], atol=2e-4)
+    assert np.abs(exact - answered["y"]).max() > 1e-3
 
 
 def test_a_candidate_is_named_by_its_method() -> None:

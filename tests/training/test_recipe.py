@@ -24,6 +24,8 @@ def test_the_recipes_that_the_issue_names_come_with_us() -> None:
         "clinc150-minilm",
         "clinc150-transformer",
         "digits-cnn",
+        "digits-cnn-distilled",
+        "digits-cnn-int8",
         "digits-mlp",
     ]
 

@@ -29,11 +29,16 @@ from seatrial_models import architecture
 from seatrial_models.architecture import Inputs
 from seatrial_training import data
 from seatrial_training.augment import Augmentation, augmentations, shrink
+from seatrial_training.distill import Ask, Lesson, as_it_is
 from seatrial_training.precision import choose_precision
+from seatrial_training.pruning import Sparsifier, epoch_of_all_zeros
 from seatrial_training.recipe import Optimizer, Recipe, Schedule
+from seatrial_training.rounding import Rounding
 
 MONITORED = "validation_accuracy"
 EVALUATION_BATCH = 256
+UNTUNED = ("averaging", "early_stopping", "distillation", "quantization")
+"""What fine-tuning leaves out of a recipe."""
 NARROW = 8
 """Channels that fill a vector register of single precision."""
 
@@ -113,27 +118,31 @@ def fit(
     recipe: Recipe,
     dataset: data.Dataset,
     *,
+    teacher: nn.Module | None = None,
     place: Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Fitted:
-    """Train `module`, which is changed.
+    """Train `module`, which is changed; `teacher` is whom it learns from where the recipe has a distillation.
 
     With a `place`, a checkpoint is kept there after every epoch, and a call that finds one goes on from it. `on_epoch`
     is told each epoch before its checkpoint is written: after an interruption it may be told one a second time.
     """
     if place is None:
         with tempfile.TemporaryDirectory(prefix="seatrial-fit-") as aside:
-            return fit(module, recipe, dataset, place=Path(aside), on_epoch=on_epoch, callbacks=callbacks)
+            return fit(
+                module, recipe, dataset, teacher=teacher, place=Path(aside), on_epoch=on_epoch, callbacks=callbacks
+            )
     history = History(on_epoch)
-    best, last = _checkpoints(place / "checkpoints")
+    best, last = _checkpoints(place / "checkpoints", recipe)
     with _quiet(), _threads(recipe.threads), _sound_gradients(module), torch.random.fork_rng():
+        lesson = _lesson(module, recipe, dataset, teacher)
         trainer = pl.Trainer(
             max_epochs=recipe.epochs,
             precision=choose_precision(recipe.precision),
             accumulate_grad_batches=recipe.accumulate,
             gradient_clip_val=recipe.gradient_clip,
-            callbacks=[*_averaging_and_stopping(recipe), history, *callbacks, best, last],
+            callbacks=[*_as_the_recipe_wants(recipe), history, *callbacks, best, last],
             devices=1,
             logger=False,
             enable_progress_bar=False,
@@ -144,7 +153,7 @@ def fit(
         written = place / "checkpoints" / "last.ckpt"
         try:
             trainer.fit(
-                Learner(_laid_out(module.train(), torch.channels_last), recipe),
+                Learner(_laid_out(module.train(), torch.channels_last), recipe, lesson),
                 _training_batches(dataset.train, recipe),
                 _batches(dataset.validation),
                 ckpt_path=written if written.exists() else None,
@@ -153,9 +162,29 @@ def fit(
         except SystemExit as asked_to:  # so Lightning ends at SIGINT, and at SIGTERM as if all were well
             raise KeyboardInterrupt from asked_to
     kept = trainer.strategy.load_checkpoint(best.best_model_path, weights_only=True)
-    module.load_state_dict({name.removeprefix("module."): value for name, value in kept["state_dict"].items()})
+    module.load_state_dict(_of_module(kept["state_dict"]))
     module = _laid_out(module.to("cpu"), torch.contiguous_format)
     return Fitted(module=module.eval(), epochs=tuple(history.epochs), best=kept["epoch"] + 1)
+
+
+def _lesson(module: nn.Module, recipe: Recipe, dataset: data.Dataset, teacher: nn.Module | None) -> Lesson | None:
+    if recipe.distillation is None:
+        return None
+    assert teacher is not None, "a distillation, and nobody who teaches: this is a bug"
+    torch.manual_seed(recipe.seed)
+    example, _ = Rows(dataset.train, augmentations(recipe.augment)).__getitems__([0, 1])
+    try:
+        return Lesson(recipe.distillation, teacher=teacher, student=module.eval(), example=example)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise InvalidRecipe(
+            f"the teacher {recipe.distillation.teacher} cannot be asked rows of '{dataset.name}': {error}"
+        ) from error
+
+
+def _of_module(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a learner's weights that are the module's own."""
+    own = "module."
+    return {name.removeprefix(own): value for name, value in weights.items() if name.startswith(own)}
 
 
 def fine_tune(
@@ -163,23 +192,26 @@ def fine_tune(
 ) -> nn.Module:
     """Train `module`, which is changed, for a few more epochs on its recipe's data; the result is in eval mode."""
     optimizer = recipe.optimizer.model_copy(update={"learning_rate": learning_rate})
-    changes = {"epochs": epochs, "optimizer": optimizer, "averaging": None, "early_stopping": None}
+    changes = {"epochs": epochs, "optimizer": optimizer, **dict.fromkeys(UNTUNED)}
     return fit(module, recipe.model_copy(update=changes), dataset).module
 
 
 class Learner(pl.LightningModule):
     """What Lightning trains: the module, its loss and its optimizer. Never leaves this file."""
 
-    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, module: nn.Module, recipe: Recipe, lesson: Lesson | None) -> None:
         super().__init__()
         self.module = module
+        self.projections = lesson.projections if lesson else nn.ModuleList()
+        self.rounding = Rounding(recipe.quantization, module) if recipe.quantization else None
         self._recipe = recipe
+        self._lesson = lesson
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         inputs, labels = batch
         if (small := self._recipe.small_images) and self.current_epoch < small.epochs * self._recipe.epochs:
             inputs = shrink(inputs, small.scale)
-        loss = functional.cross_entropy(self.module(**inputs), labels, label_smoothing=self._recipe.label_smoothing)
+        loss = self._loss(inputs, labels)
         if not loss.isfinite():
             raise InvalidRecipe(
                 f"the loss became {loss.item()} in epoch {self.current_epoch + 1}; "
@@ -188,14 +220,26 @@ class Learner(pl.LightningModule):
         self.log("training_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
+    def _loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
+        smoothing = self._recipe.label_smoothing
+        if self._lesson is None:
+            return functional.cross_entropy(self._ask(self.module, inputs), labels, label_smoothing=smoothing)
+        logits, apart = self._lesson.attend(self.module, inputs, self._ask)
+        labelled = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        return self._lesson.labels_weight * labelled + apart
+
+    @property
+    def _ask(self) -> Ask:
+        return self.rounding.ask if self.rounding else as_it_is
+
     def validation_step(self, batch: Batch, _: int) -> None:
         inputs, labels = batch
-        logits = self.module(**inputs)
+        logits = self._ask(self.module, inputs)
         self.log("validation_loss", functional.cross_entropy(logits, labels), batch_size=len(labels))
         self.log(MONITORED, (logits.argmax(dim=-1) == labels).float().mean(), batch_size=len(labels))
 
     def configure_optimizers(self) -> Any:
-        optimizer = _optimizer(self.module, self._recipe.optimizer)
+        optimizer = _optimizer(self, self._recipe.optimizer)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, self._recipe.schedule))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -294,7 +338,9 @@ def _laid_out(module: nn.Module, layout: torch.memory_format) -> nn.Module:
     return module.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]  # torch's overloads leave it out
 
 
-def _averaging_and_stopping(recipe: Recipe) -> Iterator[Callback]:
+def _as_the_recipe_wants(recipe: Recipe) -> Iterator[Callback]:
+    if recipe.pruning and recipe.pruning.makes_zeros:
+        yield Sparsifier(recipe.pruning)
     if recipe.averaging:
         yield EMAWeightAveraging(decay=recipe.averaging.decay)
     if recipe.early_stopping:
@@ -303,11 +349,22 @@ def _averaging_and_stopping(recipe: Recipe) -> Iterator[Callback]:
         )
 
 
-def _checkpoints(folder: Path) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+def _checkpoints(folder: Path, recipe: Recipe) -> tuple[ModelCheckpoint, ModelCheckpoint]:
     """Of the best epoch and of the last. NOTE: `save_last` would not do: it writes only when a new best was found."""
     options: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    best = ModelCheckpoint(folder, filename="best", monitor=MONITORED, mode="max", **options)
+    best = Best(folder, filename="best", monitor=MONITORED, mode="max", **options)
+    best.from_epoch = epoch_of_all_zeros(recipe)
     return best, ModelCheckpoint(folder, filename="last", **options)
+
+
+class Best(ModelCheckpoint):
+    """Of epochs that end with all the zeros that the recipe wants; before `from_epoch`, counted from 0, none does."""
+
+    from_epoch = 0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch >= self.from_epoch:
+            super().on_train_epoch_end(trainer, pl_module)
 
 
 def _optimizer(module: nn.Module, choice: Optimizer) -> torch.optim.Optimizer:

@@ -31,7 +31,7 @@ def model_card(
 
 ## What it is
 - Architecture `{recipe.architecture.name}`, {parameters:,} parameters; trained by the recipe `{recipe.name}`
-  (seed {recipe.seed}, {epochs} epochs, weights of epoch {best}).
+  (seed {recipe.seed}, {epochs} epochs, weights of epoch {best}).{_ancestors(recipe)}
 {_tensors("Input", signature.inputs)}
 {_tensors("Output", signature.outputs)}
 
@@ -65,6 +65,12 @@ import mlflow
 model = mlflow.pytorch.load_model("models:/{recipe.model_name}/VERSION")   # a torch.export program: no code of ours or yours
 ```
 """
+
+
+def _ancestors(recipe: Recipe) -> str:
+    start = f"\n- It began with the weights of `{recipe.start}`." if recipe.start else ""
+    teacher = f"\n- It learnt from the answers of `{recipe.distillation.teacher}`." if recipe.distillation else ""
+    return start + teacher
 
 
 def _tensors(title: str, specs: Sequence[TensorSpec]) -> str:

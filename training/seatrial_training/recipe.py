@@ -11,10 +11,10 @@ import typing
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from seatrial.errors import InvalidRecipe
 from seatrial.spelling import did_you_mean
@@ -66,6 +66,40 @@ class EarlyStopping(_Part):
     """Epochs without a better validation accuracy after which training ends."""
 
 
+class Distillation(_Part):
+    teacher: str
+    """The registered version whose answers are learnt, as `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
+    temperature: float = Field(default=4.0, gt=0)
+    """What the logits of both are divided by: the higher, the more the teacher's small probabilities count."""
+    weight: float = Field(default=0.9, gt=0, le=1)
+    """The teacher's part of the loss; the labels have the rest."""
+    features: dict[str, str] = {}
+    """Layers of the student, each with the teacher's layer whose output it learns, through a projection."""
+    features_weight: float = Field(default=1.0, gt=0)
+    """Of the mean squared error of each of these layers, beside the rest of the loss."""
+
+
+class Pruning(_Part):
+    kind: Literal["channels", "heads", "magnitude", "2:4"]
+    """Whole channels, or attention heads, which go before the training begins; or single weights, which become zeros:
+    the smallest of all, or two of every four, which GPUs with sparse tensor cores can make use of."""
+    sparsity: float = Field(default=0.5, gt=0, lt=1)
+    """The part that goes."""
+    scope: Literal["global", "layer"] = "global"
+    """Of `magnitude`: whether the smallest weights are looked for in the whole network or in each layer."""
+    ramp: float = Field(default=0.5, ge=0, lt=1)
+    """Of zeros: the part of all steps over which they become more."""
+
+    @property
+    def makes_zeros(self) -> bool:
+        return self.kind in ("magnitude", "2:4")
+
+
+class Quantization(_Part):
+    weight_bits: Literal[7, 8] = 7
+    """What weights are rounded to. Every CPU sums products with 7 bits exactly; 8 is for those with VNNI or AMX."""
+
+
 class Recipe(_Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """The recipe's own name; a model is registered under it unless `model` says otherwise."""
@@ -78,6 +112,8 @@ class Recipe(_Part):
     architecture: Network
     pretrained: str | None = None
     """Published weights to begin with, where the architecture has a place for them; null for random ones."""
+    start: str | None = None
+    """A registered version of this architecture to begin with, as `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
     seed: int = Field(default=0, ge=0)
     """Decides initial weights, order of rows, augmentation and dropout."""
     epochs: int = Field(ge=1)
@@ -99,9 +135,27 @@ class Recipe(_Part):
     """An exponential moving average of the weights; null for none."""
     early_stopping: EarlyStopping | None = None
     """null to train all epochs."""
+    distillation: Distillation | None = None
+    """Learn from a registered version, the teacher, beside the labels; null for labels alone."""
+    pruning: Pruning | None = None
+    """Take weights out; null for none."""
+    quantization: Quantization | None = None
+    """Train with the rounding of static INT8 in the way; null for none."""
     threads: int | None = Field(default=None, ge=1)
     """Threads to train on; null for as many as we have cores. A small network is faster on one: more would wait for one
     another longer than they compute."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.start and self.pretrained:
+            raise ValueError("a training begins with a registered version or with published weights; set one to null")
+        if self.pruning and self.pruning.makes_zeros and (self.averaging or self.early_stopping):
+            raise ValueError(
+                "zeros come step by step, and stay in no average; set averaging=null and early_stopping=null"
+            )
+        if self.pruning and self.pruning.kind == "2:4" and self.pruning.sparsity != 0.5:
+            raise ValueError("two of four is half of them; leave pruning.sparsity at 0.5")
+        return self
 
     @property
     def model_name(self) -> str:
@@ -185,6 +239,8 @@ def _apply(change: str, values: dict[str, Any]) -> None:
 
 
 def _explain(problem: Mapping[str, Any]) -> str:
+    if not problem["loc"]:  # what joins several values
+        return str(problem["msg"]).removeprefix("Value error, ")
     *parents, _ = problem["loc"]
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":

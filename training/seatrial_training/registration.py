@@ -81,7 +81,12 @@ def register(trained: TrainedModel, run: Run) -> ModelVersion:
         model_id = _log_program(trained, run)
         _create_model(run, name)
         created = run.client.create_model_version(
-            name, source=f"models:/{model_id}", run_id=run.id, model_id=model_id, description=_card(trained)
+            name,
+            source=f"models:/{model_id}",
+            run_id=run.id,
+            model_id=model_id,
+            description=_card(trained),
+            tags=dict(run.ancestry.tags),
         )
     return run.registry.resolve(ModelRef(name=name, version=str(created.version)))
 

@@ -17,6 +17,7 @@ from torch import nn
 from seatrial.errors import InvalidRecipe
 from seatrial.tensors import Signature
 from seatrial_models import architecture, build
+from seatrial_models.narrow import load_narrow
 from seatrial_training.recipe import Recipe, load_recipe
 
 FOLDER = "extra_files"
@@ -37,9 +38,9 @@ class Retrainable:
     tokenizer: Path | None
 
     def module(self) -> nn.Module:
-        """The module with its weights, in eval mode."""
+        """The module with its weights, in eval mode: as narrow as they are."""
         module = build(self.architecture, self.config)
-        module.load_state_dict(load_file(self.weights))
+        load_narrow(module, load_file(self.weights))
         return module.eval()
 
     @property

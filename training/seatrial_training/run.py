@@ -18,13 +18,14 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as MlflowDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param
+from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, Metric, Param
 from mlflow.exceptions import MlflowException
 
 from seatrial.errors import Misused, RegistryUnreachable
 from seatrial.files import telling_of_full_disk, write_whole
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
+from seatrial_training.ancestor import NO_ANCESTRY, Ancestry
 from seatrial_training.data import Dataset
 from seatrial_training.fit import Epoch
 from seatrial_training.recipe import Recipe
@@ -42,6 +43,7 @@ class Run:
     experiment: str
     place: Path
     registry: EmbeddedRegistry
+    ancestry: Ancestry
     resumed: bool
 
     @property
@@ -69,7 +71,9 @@ class Run:
 
 
 @contextmanager
-def open_run(recipe: Recipe, dataset: Dataset, settings: Settings, *, fresh: bool = False) -> Iterator[Run]:
+def open_run(
+    recipe: Recipe, dataset: Dataset, settings: Settings, *, ancestry: Ancestry = NO_ANCESTRY, fresh: bool = False
+) -> Iterator[Run]:
     """The unfinished run of this recipe on this data, or a new one; with `fresh`, an unfinished one is given up.
 
     Raises `Misused` while another process has it open. An error of MLflow's inside the block says how to go on.
@@ -84,9 +88,11 @@ def open_run(recipe: Recipe, dataset: Dataset, settings: Settings, *, fresh: boo
                 _give_up(registry.client, experiment, place)
             token, known = _token(place)
             run_id = _find(registry.client, experiment, token) or _begin(
-                registry.client, experiment, token, recipe, dataset
+                registry.client, experiment, token, recipe, dataset, ancestry
             )
-            yield Run(id=run_id, experiment=experiment, place=place, registry=registry, resumed=known)
+            yield Run(
+                id=run_id, experiment=experiment, place=place, registry=registry, ancestry=ancestry, resumed=known
+            )
         except MlflowException as error:
             raise RegistryUnreachable(
                 f"the registry at {settings.tracking_uri} failed: {error}. What was trained so far is in {place}; "
@@ -130,15 +136,21 @@ def _find(client: MlflowClient, experiment: str, token: str) -> str | None:
     return str(found[0].info.run_id)
 
 
-def _begin(client: MlflowClient, experiment: str, token: str, recipe: Recipe, dataset: Dataset) -> str:
-    tags = {TOKEN: token, RECIPE_TAG: recipe.name, DATA_TAG: dataset.digest}
+def _begin(
+    client: MlflowClient, experiment: str, token: str, recipe: Recipe, dataset: Dataset, ancestry: Ancestry
+) -> str:
+    tags = {TOKEN: token, RECIPE_TAG: recipe.name, DATA_TAG: dataset.digest, **ancestry.tags}
     run_id = client.create_run(experiment, tags=tags, run_name=recipe.name).info.run_id
     params = [Param(name, str(value)) for name, value in _flat(recipe.model_dump(mode="json"))]
     client.log_batch(run_id, params=params)
     entity = MlflowDataset(
         name=dataset.name, digest=dataset.digest[:36], source_type="seatrial", source=json.dumps({"name": dataset.name})
     )
-    client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+    client.log_inputs(
+        run_id,
+        datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", "training")])],
+        models=[LoggedModelInput(model) for model in ancestry.logged_models],
+    )
     return str(run_id)
 
 

@@ -11,12 +11,14 @@ from seatrial.machine import cores
 from seatrial.registry import ModelVersion
 from seatrial.settings import Settings
 from seatrial_models import architecture
+from seatrial_training.ancestor import ancestry, pinned
 from seatrial_training.data import Dataset, load_dataset
 from seatrial_training.evaluation import predictor, score
 from seatrial_training.fit import EVALUATION_BATCH, build_module, fit
 from seatrial_training.pretrained import begin_from
+from seatrial_training.pruning import take_out
 from seatrial_training.recipe import Recipe
-from seatrial_training.registration import TrainedModel, register
+from seatrial_training.registration import EXAMPLE_ROWS, TrainedModel, register
 from seatrial_training.run import Run, open_run
 
 Tell = Callable[[str], None]
@@ -42,14 +44,20 @@ def train(
     bar.
     """
     torch.set_num_threads(cores())
-    dataset = load_dataset(recipe.data, settings)
-    with open_run(recipe, dataset, settings, fresh=fresh) as run:
+    recipe, dataset = pinned(recipe, settings), load_dataset(recipe.data, settings)
+    ancestors = ancestry(recipe, dataset, settings)
+    with open_run(recipe, dataset, settings, ancestry=ancestors, fresh=fresh) as run:
         if run.resumed:
             tell(f"going on with run {run.id}, which was interrupted")
         try:
             module = build_module(recipe, dataset)
             if recipe.pretrained:
                 begin_from(recipe.pretrained, module, settings.data_folder)
+            if ancestors.start:
+                module = ancestors.start.module
+            if recipe.pruning:
+                example = dataset.train.take(slice(EXAMPLE_ROWS)).inputs
+                take_out(module, recipe.pruning, {name: torch.from_numpy(rows) for name, rows in example.items()})
             trained = train_in(run, recipe, dataset, module, callbacks=callbacks)
         except KeyboardInterrupt:
             tell("interrupted; the same command goes on after the last whole epoch")
@@ -68,6 +76,7 @@ def train_in(
         module,
         recipe,
         dataset,
+        teacher=run.ancestry.teacher.module if run.ancestry.teacher else None,
         place=run.place,
         on_epoch=lambda epoch: run.log_epochs([epoch]),
         callbacks=callbacks,

@@ -16,6 +16,7 @@ from seatrial.settings import Settings
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*( [A-Za-z0-9_.-]+)*")
 _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
+_LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]+)")
 
 EXPORT_RUN_TAG = "seatrial.export_run"
 BUNDLE_TAG = "seatrial.bundle."
@@ -58,6 +59,12 @@ class ModelVersion:
 
     def __str__(self) -> str:
         return f"models:/{self.name}/{self.version}"
+
+    @property
+    def logged_model(self) -> str | None:
+        """The id of the LoggedModel that it was made from, which MLflow keeps nowhere but in its source."""
+        found = _LOGGED_MODEL.fullmatch(self.source)
+        return found["id"] if found else None
 
 
 class Registry(Protocol):

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import mlflow
+import mlflow.artifacts
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
@@ -84,6 +85,15 @@ class EmbeddedRegistry:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
             return NotInRegistry(f"the registry at {self._settings.tracking_uri} has {absent}")
         return RegistryUnreachable(f"the registry at {self._settings.tracking_uri} does not answer: {error}")
+
+
+def download(version: ModelVersion, into: Path) -> Path:
+    """Fetch the files of `version`; where they lie."""
+    into.mkdir(parents=True)
+    try:
+        return Path(mlflow.artifacts.download_artifacts(str(version), dst_path=str(into)))
+    except (MlflowException, OSError) as error:
+        raise NotInRegistry(f"the files of {version} cannot be fetched from {version.source}: {error}") from error
 
 
 def connect(settings: Settings) -> mlflow.MlflowClient:
