@@ -87,7 +87,7 @@ def test_a_pruned_variant_is_probed_beside_its_source_with_gradients_of_its_own(
     exported_digits: ExportedDigits, tmp_path: Path
 ) -> None:
     settings = exported_digits.copy(tmp_path / "home").settings
-    pruned = [candidate for candidate in CANDIDATES if candidate.pruned]
+    pruned = [candidate for candidate in CANDIDATES if candidate.pruning]
     attempted = attempt(Request(ref=REF, candidates=pruned, budget=Budget(accuracy_drop=0.5), probe=True), settings)
     [deltas] = attempted.report.deltas
     assert deltas.probed is not None
