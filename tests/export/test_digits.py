@@ -5,13 +5,14 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from seatrial.registry import BUNDLE_TAG, EXPORT_RUN_TAG, ModelRef
 from seatrial.registry.bundles import fetch_bundle
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
-from seatrial_export.candidate import CANDIDATES, Verdict
+from seatrial_export.candidate import CANDIDATES, Verdict, named
 from seatrial_export.choose import Budget
 from seatrial_export.export import Request, attempt, export
 from seatrial_export.publish import OF_TAG
@@ -179,6 +180,32 @@ def test_answers_of_the_bundle_are_the_held_out_accuracy_that_was_reported(expor
     [chosen] = [row for row in exported_digits.report.rows if row.verdict is Verdict.CHOSEN]
     assert chosen.quality is not None
     assert found == chosen.quality.value
+
+
+@pytest.mark.slow
+def test_zeros_are_there_and_make_nothing_faster_and_heads_that_are_not_cannot_go(
+    exported_digits: ExportedDigits, tmp_path: Path
+) -> None:
+    copy = exported_digits.copy(tmp_path / "home")
+    settings = Settings(home=copy.home, export={"measure_s": 1})
+    asked = named(["onnx-cpu-fp32", *(f"onnx-cpu-fp32-{each}" for each in ("sparse-80", "sparse-2of4", "heads-50"))])
+    rows = {row.name: row for row in attempt(Request(ref=REF, candidates=asked), settings).report.rows}
+    for step, part in (("sparse-80", 0.8), ("sparse-2of4", 0.5)):
+        row = rows[f"onnx-cpu-fp32-{step}"]
+        assert row.quality is not None
+        assert row.quality.value > 0.8
+        assert "; its zeros make nothing faster: " in row.reason
+        [model] = copy.home.rglob(f"prune-{step}/model.onnx")  # there, because another candidate failed
+        assert zeros(model) == pytest.approx(part, abs=0.02)
+    heads = rows["onnx-cpu-fp32-heads-50"]
+    assert (heads.verdict, heads.reason) == (Verdict.NOT_BUILT, "there is no layer whose heads could go")
+
+
+def zeros(model: Path) -> float:
+    """The part of the weights, of layers that have some in each of their groups of four, that is zero."""
+    tensors = [onnx.numpy_helper.to_array(each) for each in onnx.load(model).graph.initializer]
+    weights = [each for each in tensors if each.ndim >= 2 and (each == 0).any()]
+    return sum(int((each == 0).sum()) for each in weights) / sum(each.size for each in weights)
 
 
 @pytest.mark.slow
