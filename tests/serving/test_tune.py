@@ -199,14 +199,21 @@ def test_a_server_does_not_outlive_a_tuning_that_is_killed(bundle: Bundle) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "ctrl_c"),
+    [
+        (signal.SIGINT, "--default-signal=INT"),
+        (signal.SIGTERM, "--default-signal=INT"),
+        (signal.SIGTERM, "--ignore-signal=INT"),  # as a shell has it for what runs in the background
+    ],
+)
 def test_whoever_ends_it_early_gets_the_best_so_far_and_evidence_of_the_same_digest(
-    bundle: Bundle, tmp_path: Path, number: signal.Signals
+    bundle: Bundle, tmp_path: Path, number: signal.Signals, ctrl_c: str
 ) -> None:
     recording = tmp_path / "requests.jsonl"
     recording.write_text(f"{line(at=0)}\n{line(2, at=1)}\n")
-    command = [sys.executable, "-m", "seatrial", "tune", str(bundle.path), "--p99-ms", "1000", "--minutes", "5"]
-    command += ["--json", "--traffic", str(recording), "--page", str(tmp_path / "page.html")]
+    command = ["env", ctrl_c, sys.executable, "-m", "seatrial", "tune", str(bundle.path), "--p99-ms", "1000"]
+    command += ["--minutes", "5", "--json", "--traffic", str(recording), "--page", str(tmp_path / "page.html")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tuning:
         assert tuning.stderr is not None
         first = tuning.stderr.readline()
