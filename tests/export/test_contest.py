@@ -79,6 +79,7 @@ def simulated(
 # Whether it finds the best
 
 
+@pytest.mark.slow
 def test_the_chosen_one_is_within_3_percent_of_the_best_in_19_of_20_simulated_exports(place: Path) -> None:
     """Four variants, of which the others take 0 to 15 % longer than the best, most of them less than 5 %; all are admissible."""
     within, most_accurate = 0, 0

@@ -424,6 +424,7 @@ def test_a_full_disk_is_told_with_what_to_do_and_nothing_is_kept(
 # Other targets
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("version")
 def test_each_target_has_a_winner_and_each_bundle_names_the_others(settings: Settings) -> None:
     first = export(Request(ref=REF, candidates=(FLOAT,)), settings)

@@ -58,7 +58,10 @@ def mounted(stand: Stand, bundle: Bundle, one: Path) -> Iterator[Mounted]:
 
 
 def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid)
+    try:
+        return str(psutil.Process(pid).status()) == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_an_engine_tells_how_long_each_call_took_and_what_it_costs_to_have_it(mounted: Mounted, one: Path) -> None:
@@ -140,11 +143,11 @@ def test_no_process_is_left_when_the_block_ends_or_the_library_dies(place: Path,
         library = psutil.Process(pid).parent()
         assert library is not None
         library.kill()
+        until(lambda: gone(pid))
         with pytest.raises(ConversionFailed, match="crashed with SIGKILL"):
             left.call(one, 1)
         with pytest.raises(ConversionFailed, match="the process that imports its library crashed with SIGKILL"):
             stand.mount(bundle, inputs=one)
-    until(lambda: gone(pid))
     with Stand(place / "again", terms()) as stand:
         left = stand.mount(bundle, inputs=one)
         pid = left.pid

@@ -99,6 +99,7 @@ def test_promoting_what_is_promoted_already_changes_nothing(
     assert len(ledger.entries("onehot")) == 1
 
 
+@pytest.mark.slow
 def test_rollbacks_go_back_one_promotion_each_and_forward_again(
     settings: Settings, registry: EmbeddedRegistry, ledger: Ledger, tmp_path: Path
 ) -> None:

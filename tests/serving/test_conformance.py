@@ -78,6 +78,7 @@ TAKEN = ["errors.nan", "robust.utf8"]
 """What Triton takes, and answers with JSON that is none."""
 
 
+@pytest.mark.slow
 def test_triton_does_nearly_everything(tmp_path: Path) -> None:
     """Without hostile checks: the deep JSON would end it."""
     with serving_with("triton", LinearBundle(version="3").write(tmp_path / "store").path, place=tmp_path) as triton:

@@ -246,7 +246,7 @@ def test_whoever_ends_it_early_gets_the_best_so_far_and_evidence_of_the_same_dig
 def test_a_tuning_keeps_its_time_and_makes_no_evidence_where_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """However busy the machine: in three seconds the server may not even start."""
+    """However busy the machine: in three seconds the server may not even start, or not keep up."""
     made = LinearBundle().write(tmp_path)
     options = ("--p99-ms", 1000, "--minutes", 0.05)
     began = time.monotonic()
@@ -254,7 +254,8 @@ def test_a_tuning_keeps_its_time_and_makes_no_evidence_where_there_is_none(
     assert 1 < time.monotonic() - began < 3 + 5
     assert made.evidence() is None
     if typed.code:
-        assert "could not be measured: was not ready within" in typed.err
+        late = "could not be measured: was not ready within", "nothing that was tried keeps p99 within 1000 ms"
+        assert any(words in typed.err for words in late)
     else:
         assert "evidence none was written: no evidence of an export lies beside the bundle" in typed.out
         assert "as it is set now" in typed.out

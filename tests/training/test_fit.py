@@ -115,6 +115,7 @@ def test_the_rate_follows_the_schedule_to_the_end(digits: Dataset) -> None:
 # What a step does
 
 
+@pytest.mark.slow
 def test_accumulated_batches_step_as_one_large_batch(digits: Dataset) -> None:
     plain = ("optimizer.name=sgd", "optimizer.learning_rate=0.1", "gradient_clip=null", *PLAIN)
     large = fitted(recipe("batch_size=128", *plain), digits)
@@ -226,6 +227,7 @@ threads: 1
 """
 
 
+@pytest.mark.slow
 def test_only_the_first_epochs_see_small_images(digits: Dataset, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(RESNET)
     made = load_recipe(str(tmp_path / "tiny.yaml"), changes=["small_images.scale=0.5", "small_images.epochs=0.5"])
