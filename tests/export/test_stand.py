@@ -59,7 +59,7 @@ def mounted(stand: Stand, bundle: Bundle, one: Path) -> Iterator[Mounted]:
 
 def gone(pid: int) -> bool:
     try:
-        return str(psutil.Process(pid).status()) == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
