@@ -22,7 +22,7 @@ MOST = 0.5
 """The part of the layers that may stay in float. Beyond, INT8 is not worth its conversions to and fro."""
 
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 Tried: TypeAlias = tuple[Built | Lost, Verified | Lost]
 """A candidate of the first stage: what was built of it, and what became of that."""
 
@@ -111,7 +111,7 @@ class Mixer:
         return Mixed(found=verified, layers=(*kept, *layers[number:]))
 
 
-def find_fewest(most: int, attempt: Callable[[int], Found | None]) -> Found | None:
+def find_fewest(most: int, attempt: Callable[[int], Result | None]) -> Result | None:
     """What `attempt` finds for the smallest number from 1 to `most` with which it finds anything.
 
     Takes it that what is enough stays enough with more.
