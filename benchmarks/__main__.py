@@ -24,7 +24,8 @@ SECTIONS = (
     "neighbour",
     "startup",
     "overhead",
-    "int8",
+    "exports",
+    "olive",
     "mutants",
     "remeasured",
     "matrix",
@@ -38,16 +39,12 @@ SECTIONS = (
     "--bundle", type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="The digits bundle to serve. By default one is trained and exported first, and kept.",
 )  # fmt: skip
-@click.option(
-    "--resnet", default="cifar10-resnet18/1", show_default=True, help="The model version that `int8` exports."
-)
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", default=3, show_default=True, type=click.IntRange(1), help="Of each measurement.")
 @click.option("--write/--no-write", default=True, show_default=True, help="Whether to change benchmarks/README.md.")
-def main(
-    sections: tuple[str, ...], *, bundle: Path | None, resnet: str, rounds: int, seconds: int, write: bool
-) -> None:
-    """Measure SECTIONS (all, unless named). `int8` wants a trained ResNet-18 in the home: seatrial train cifar10-resnet18.
+def main(sections: tuple[str, ...], *, bundle: Path | None, rounds: int, seconds: int, write: bool) -> None:
+    """Measure SECTIONS (all, unless named). `exports` and `olive` want trained models in the home: seatrial train
+    cifar10-resnet, seatrial train clinc150-minilm.
 
     \b
     Example:
@@ -58,7 +55,7 @@ def main(
     place.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True)) as progress:
         models = Models(place=place, given=bundle)
-        bench = Bench(models=models, resnet=resnet, place=place, rounds=rounds, seconds=seconds, progress=progress)
+        bench = Bench(models=models, place=place, rounds=rounds, seconds=seconds, progress=progress)
         for name in sections or SECTIONS:
             try:
                 found = import_module(f"benchmarks.{name.replace('-', '_')}").measure(bench)

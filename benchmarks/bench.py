@@ -22,10 +22,9 @@ PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """`resnet` is a version of a registered model; `place` is where a section may keep what the next run can use again."""
+    """`place` is where a section may keep what the next run can use again."""
 
     models: Models
-    resnet: str
     place: Path
     rounds: int
     seconds: int

@@ -79,10 +79,15 @@ class Peer:
     def _programs(self, place: Path) -> Path:
         if not self.requires:
             return Path(sys.executable).parent
-        environment = place / "peers" / self.name.lower()
-        if not (environment / INSTALLED).exists():
-            _install(self.requires, environment)
-        return environment / "bin"
+        return environment(self.name.lower(), self.requires, place)
+
+
+def environment(name: str, requires: Sequence[str], place: Path) -> Path:
+    """The programs of an environment of its own, made in `place` unless it is there. Raises `Lost`."""
+    folder = place / "peers" / name
+    if not (folder / INSTALLED).exists():
+        _install(requires, folder)
+    return folder / "bin"
 
 
 def _answers(health: str, addresses: Addresses) -> Ready:
@@ -96,14 +101,14 @@ def _answers(health: str, addresses: Addresses) -> Ready:
     return ready
 
 
-def _install(requires: Sequence[str], environment: Path) -> None:
-    print(f"installing {' '.join(requires)} into {environment}", file=sys.stderr)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
-    pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", *BARE, *requires]
+def _install(requires: Sequence[str], folder: Path) -> None:
+    print(f"installing {' '.join(requires)} into {folder}", file=sys.stderr)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *BARE, *requires]
     done = subprocess.run(pip, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Lost(f"pip could not install {' '.join(requires)}: {done.stderr[-1000:]}")
-    (environment / INSTALLED).touch()
+    (folder / INSTALLED).touch()
 
 
 FASTAPI = Peer(
