@@ -111,6 +111,11 @@ class Candidate:
         return replace(self, compression=tuple(each for each in self.compression if each not in PRUNINGS))
 
     @property
+    def effort(self) -> int:
+        """What building it takes, roughly: 0 is seconds, 1 minutes, 2 is fine-tuning, which takes what there is."""
+        return 2 if self.pruning else 1 if self.bound else 0
+
+    @property
     def static(self) -> bool:
         return Compression.STATIC in self.compression
 

@@ -139,6 +139,7 @@ class Examined:
     verified: tuple[Verified, ...]
     lost: tuple[Lost, ...]
     layers: Mapping[Candidate, tuple[Layer, ...]]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +167,7 @@ class Work:
         with self._step("comparing"):
             deltas = self._compare(judgements, examined)
         found = rows(self._candidates, judgements, examined.lost + outcome.lost, examined.layers)
-        report = self._report(found, bundles, examined.source, outcome.notes, run_id=run_id)
+        report = self._report(found, bundles, examined.source, examined.notes + outcome.notes, run_id=run_id)
         return msgspec.structs.replace(report, deltas=deltas), bundles
 
     def stand(self) -> Stand:
@@ -174,34 +175,46 @@ class Work:
         return Stand(self.place, Terms.of(limits, threads=self._threads, call_s=self.settings.export.call_s))
 
     def examine(self, stand: Stand) -> Examined:
-        """Build and verify all candidates; `stand` gets ready for them meanwhile."""
+        """Build and verify all candidates; `stand` gets ready for them meanwhile.
+
+        Each is verified as soon as it is built, the cheap ones and their second stage while the dear ones are still trained.
+        """
         with self._step("reading"):
             source = self._read()
-        first = [each for each in self._candidates if not each.mixed]
-        with building(
-            first, source, folder=self.place, settings=self.settings, limits=self._build_limits, tell=self.tell
-        ) as underway:
+        workshop = Workshop(
+            source=source, folder=self.place, settings=self.settings, limits=self._build_limits, tell=self.tell
+        )
+        tried: list[Tried] = []
+        with building([each for each in self._candidates if not each.mixed], workshop) as underway:
             with self._step("asking the source"):  # while the first children import what they need
                 questions = ask_source(source)
-            with self._step("building"):
-                built = [each.result() for each in underway]
-        with self._step("verifying"):
-            for each in built:
-                if isinstance(each, Built):
-                    stand.prepare(each.candidate.engine.name)
-            examined: list[Verified | Lost] = []
-            for each in built:
-                late = self._left_s(VERIFIED_BY) <= 0 and any(isinstance(other, Verified) for other in examined)
-                examined.append(_too_late(each) if late else self._examine(each, source, questions))
-        with self._step("mixing"):
-            mixed = self._mix(list(zip(built, examined, strict=True)), source, questions)
-        examined += [each.found for each in mixed]
+
+            def try_next(candidate: Candidate) -> None:
+                with self._step("building"):
+                    built = underway[candidate].result()
+                with self._step("verifying"):
+                    if isinstance(built, Built):
+                        stand.prepare(candidate.engine.name)
+                    late = self._left_s(VERIFIED_BY) <= 0 and any(isinstance(found, Verified) for _, found in tried)
+                    tried.append((built, _too_late(built) if late else self._examine(built, source, questions)))
+
+            for candidate in underway:
+                if not candidate.effort:
+                    try_next(candidate)
+            with self._step("mixing"):
+                mixed = self._mix(tried, workshop, questions)
+            for candidate in underway:
+                if candidate.effort:
+                    try_next(candidate)
+        examined = [found for _, found in tried] + [each.found for each in mixed]
+        examined.sort(key=lambda found: self._candidates.index(found.candidate))
         return Examined(
             source=source,
             questions=questions,
             verified=tuple(each for each in examined if isinstance(each, Verified)),
             lost=tuple(each for each in examined if isinstance(each, Lost)),
             layers={each.found.candidate: each.layers for each in mixed},
+            notes=tuple(dict.fromkeys(built.note for built, _ in tried if isinstance(built, Built) and built.note)),
         )
 
     def measure(self, examined: Examined, stand: Stand) -> Outcome:
@@ -258,12 +271,11 @@ class Work:
             shelf=Shelf.of(self.settings, source.dataset),
         )  # fmt: skip
 
-    def _mix(self, tried: Sequence[Tried], source: Source, questions: Questions) -> list[Mixed]:
+    def _mix(self, tried: Sequence[Tried], workshop: Workshop, questions: Questions) -> list[Mixed]:
         """Nothing without enough rows to see that accuracy is missed."""
+        source = workshop.source
         mixer = Mixer(
-            workshop=Workshop(
-                source=source, folder=self.place, settings=self.settings, limits=self._build_limits, tell=self.tell
-            ),
+            workshop=workshop,
             examine=lambda built: self._examine(built, source, questions),
             budget=self.request.budget,
             for_s=min(self.settings.export.conversion_s, self._left_s(BUILT_BY)),
@@ -342,10 +354,12 @@ class Work:
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
-        self.tell(name, "")
-        started = time.monotonic()
+        """What is done in several parts counts together."""
+        if name not in self.seconds:
+            self.tell(name, "")
+        before, started = self.seconds.setdefault(name, 0.0), time.monotonic()
         yield
-        self.seconds[name] = round(time.monotonic() - started, 3)
+        self.seconds[name] = round(before + time.monotonic() - started, 3)
 
     @property
     def _threads(self) -> int:
