@@ -241,7 +241,7 @@ class Work:
 
     def _undecided(self, variants: Sequence[Variant]) -> list[tuple[Variant, ...]]:
         budget, objective = self.request.budget, self.request.objective
-        return [pair for some in self._by_target(variants) if (pair := undecided(some, budget, objective))]
+        return [group for some in self._by_target(variants) if (group := undecided(some, budget, objective))]
 
     def _by_target(self, variants: Sequence[Variant]) -> list[list[Variant]]:
         return [[each for each in variants if each.candidate.target == target] for target in self.request.targets]
@@ -260,6 +260,11 @@ class Work:
         files = download(self.version, self.place / "model")
         source = open_source(self.version, self.settings, files=files, trust=trust, samples=self.request.samples)
         self.request.sizes.check(source.signature)
+        if self.request.budget.metric is not None and source.held_out is None:
+            raise InvalidSettings(
+                f"--budget metric={self.request.budget.metric:g} takes labelled rows to hold it against, and {self.version} came "
+                "without; leave it out, or limit accuracy_drop, which without labels is disagreement with the source"
+            )
         return source
 
     def _examine(self, built: Built | Lost, source: Source, questions: Questions) -> Verified | Lost:
