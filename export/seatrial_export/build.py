@@ -21,8 +21,8 @@ from seatrial.errors import ConversionFailed
 from seatrial.machine import this_machine
 from seatrial.settings import Settings
 from seatrial.tensors import Signature
-from seatrial_export import convert, package, prune, quantize, sensitivity
-from seatrial_export.candidate import Candidate, Compression, Lost, Precision, Verdict
+from seatrial_export import convert, package, prune, quantize, sensitivity, study
+from seatrial_export.candidate import Calibration, Candidate, Compression, Lost, Precision, Verdict
 from seatrial_export.child import AT_ONCE, Bounded, Limits
 from seatrial_export.program import TORCH_PROGRAM
 from seatrial_export.samples import calls, count, joined, write_arrays
@@ -238,6 +238,42 @@ class Workshop:
         notes = shelf.notes(sensitivity.__name__, base.quantization) if shelf.most_bytes else None
         job = sensitivity.Job(quantization=base.quantization, notes=str(notes) if notes else sensitivity.NOTES)
         return self._run_for(sensitivity, job, self.folder / f"layers-{candidate.name}", sensitivity.Measured).layers
+
+    def study(self, target: str, base: Built, *, layers: Sequence[str], rows: study.Rows, trials: int) -> study.Studied:
+        """Try `trials` finer forms of `base`, of which the last `layers` are the first to be INT8. Raises `ConversionFailed`."""
+        self.tell(f"search for {target}", f"trying {trials} forms of {base.candidate.name}")
+        assert base.quantization is not None, "a search among forms of what was not quantized: this is a bug"
+        folder = self.folder / f"study-{target}"
+        write_arrays(folder / study.ROWS, rows.inputs)
+        if rows.labels is not None:
+            write_arrays(folder / study.LABELS, {study.LABELS: rows.labels})
+        job = study.Job(
+            quantization=msgspec.structs.replace(base.quantization, method=Calibration.MIN_MAX),
+            layers=tuple(layers),
+            trials=trials,
+            embeds=self.source.embeds,
+        )
+        return self._run_for(study, job, folder, study.Studied)
+
+    def refine(self, candidate: Candidate, base: Built, layers: Sequence[str]) -> Built:
+        """`base` in the form that `candidate` names, of whose `layers` the worst come first. Raises `ConversionFailed`."""
+        self.tell(candidate.name, "quantizing")
+        assert base.quantization is not None, "a finer form of what was not quantized: this is a bug"
+        folder = self.folder / f"quantize-{candidate.name}"
+        job = msgspec.structs.replace(
+            base.quantization,
+            method=candidate.calibration,
+            cut_ppm=candidate.cut_ppm,
+            floats=tuple(layers[: candidate.floats]),
+        )
+        self._run(quantize, job, folder, quantize.Quantized)
+        return Built(
+            candidate=candidate,
+            model=folder / quantize.MODEL,
+            program=base.program,
+            recorded=base.recorded,
+            quantization=job,
+        )
 
     def mix(self, candidate: Candidate, base: Built, floats: Sequence[str]) -> Built:
         """`base` once more, with these of its layers in float. Raises `ConversionFailed`."""

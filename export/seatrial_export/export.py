@@ -24,6 +24,7 @@ from seatrial.registry import BUNDLE_TAG, ModelRef, ModelVersion
 from seatrial.registry.embedded import EmbeddedRegistry, download
 from seatrial.settings import Settings
 from seatrial.spelling import did_you_mean
+from seatrial_export import study
 from seatrial_export.build import Built, Tell, Workshop, building
 from seatrial_export.bundling import add_evidence, bundle_up
 from seatrial_export.candidate import CANDIDATES, DEFAULT_TARGETS, TARGETS, Candidate, Lost, Verdict
@@ -40,6 +41,8 @@ from seatrial_export.publish import REPORT_FOLDER, export_run
 from seatrial_export.quality import ENOUGH_ROWS
 from seatrial_export.report import Report, Row, rows, verdict_sentence
 from seatrial_export.samples import count
+from seatrial_export.search import Found as Searched
+from seatrial_export.search import Search, Searcher, some_rows
 from seatrial_export.sensitivity import Layer
 from seatrial_export.shelf import Shelf
 from seatrial_export.source import Source, open_source
@@ -48,6 +51,7 @@ from seatrial_export.tools import tools
 from seatrial_export.trial import Questions, Verified, ask_source, examine
 from seatrial_export.workplace import undisturbed, workplace
 
+FIXED = "the model takes calls of one fixed size, and forms are tried on rows"
 BUILT_BY, VERIFIED_BY = 0.7, 0.9
 """The parts of the time for an export after which nothing more is built, and nothing more verified."""
 
@@ -57,7 +61,8 @@ class Request:
     """What somebody wants exported, and how. `candidates` are tried where their target is among `targets`.
 
     After `minutes` nothing new is begun: the best that was proved until then is taken. With `probe` the report also says how
-    what was chosen answers spoiled and adversarial rows, and on what in a row its answers hang.
+    what was chosen answers spoiled and adversarial rows, and on what in a row its answers hang. `search` is how many finer forms
+    of static INT8 are tried, of which the best become candidates too.
     """
 
     ref: ModelRef
@@ -69,9 +74,12 @@ class Request:
     trust: bool = False
     minutes: float | None = None
     probe: bool = False
+    search: int = 0
     candidates: Sequence[Candidate] = CANDIDATES
 
     def __post_init__(self) -> None:
+        if self.search and (why := study.obstacle()):
+            raise InvalidSettings(why)
         for target in self.targets:
             if target not in TARGETS:
                 meant = did_you_mean(target, TARGETS, otherwise=f"there are {', '.join(TARGETS)}")
@@ -139,7 +147,10 @@ class Examined:
     verified: tuple[Verified, ...]
     lost: tuple[Lost, ...]
     layers: Mapping[Candidate, tuple[Layer, ...]]
+    candidates: tuple[Candidate, ...]
+    """All of which something is known, in the order in which equals are taken."""
     notes: tuple[str, ...] = ()
+    searches: tuple[Search, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,9 +177,9 @@ class Work:
             bundles = self._bundle(judgements, examined, run_id=run_id)
         with self._step("comparing"):
             deltas = self._compare(judgements, examined)
-        found = rows(self._candidates, judgements, examined.lost + outcome.lost, examined.layers)
+        found = rows(examined.candidates, judgements, examined.lost + outcome.lost, examined.layers)
         report = self._report(found, bundles, examined.source, examined.notes + outcome.notes, run_id=run_id)
-        return msgspec.structs.replace(report, deltas=deltas), bundles
+        return msgspec.structs.replace(report, deltas=deltas, searches=examined.searches), bundles
 
     def stand(self) -> Stand:
         limits = self._limits
@@ -185,6 +196,7 @@ class Work:
             source=source, folder=self.place, settings=self.settings, limits=self._build_limits, tell=self.tell
         )
         tried: list[Tried] = []
+        searched: list[Searched] = []
         with building([each for each in self._candidates if not each.mixed], workshop) as underway:
             with self._step("asking the source"):  # while the first children import what they need
                 questions = ask_source(source)
@@ -203,12 +215,19 @@ class Work:
                     try_next(candidate)
             with self._step("mixing"):
                 mixed = self._mix(tried, workshop, questions)
+            if self.request.search:
+                with self._step("searching"):
+                    searched = self._search(tried, workshop, questions)
             for candidate in underway:
                 if candidate.effort:
                     try_next(candidate)
-        examined = [found for _, found in tried] + [each.found for each in mixed]
-        examined.sort(key=lambda found: self._candidates.index(found.candidate))
+        finalists = [found for each in searched for found in each.finalists]
+        candidates = (*self._candidates, *(found.candidate for found in finalists))
+        examined = [found for _, found in tried] + [each.found for each in mixed] + finalists
+        examined.sort(key=lambda found: candidates.index(found.candidate))
         return Examined(
+            candidates=candidates,
+            searches=tuple(each.search for each in searched),
             source=source,
             questions=questions,
             verified=tuple(each for each in examined if isinstance(each, Verified)),
@@ -287,6 +306,21 @@ class Work:
             enough=questions.held_out is not None or count(source.rows) >= ENOUGH_ROWS,
         )
         return [mixer.mix(candidate, tried) for candidate in self._candidates if candidate.mixed]
+
+    def _search(self, tried: Sequence[Tried], workshop: Workshop, questions: Questions) -> list[Searched]:
+        """Nothing without enough rows to see what a form loses, or without rows that can be asked in any number."""
+        source = workshop.source
+        if source.signature.batch is None or (questions.held_out is None and count(source.rows) < ENOUGH_ROWS):
+            why = "there are too few rows to see what a form loses" if source.signature.batch else FIXED
+            return [Searched(search=Search(target=target, why_not=why)) for target in self.request.targets]
+        searcher = Searcher(
+            workshop=workshop,
+            examine=lambda built: self._examine(built, source, questions),
+            budget=self.request.budget,
+            rows=some_rows(source.rows, questions.held_out),
+            trials=self.request.search,
+        )
+        return [searcher.search(target, tried) for target in self.request.targets]
 
     def _bundle(self, judgements: Sequence[Judgement], examined: Examined, *, run_id: str) -> dict[str, Bundle]:
         proved = {each.candidate: each for each in examined.verified}
