@@ -20,7 +20,7 @@ from benchmarks.intervals import ratio
 from benchmarks.tables import table
 from seatrial.registry import ModelVersion
 from seatrial.settings import load_settings
-from seatrial_export.build import Built, building
+from seatrial_export.build import Built, Workshop, building
 from seatrial_export.candidate import AOTI_CPU, CANDIDATES, ONNX_CPU, Candidate, Lost, Precision
 from seatrial_export.child import child_limits
 from seatrial_export.samples import Inputs, repeat
@@ -137,11 +137,12 @@ def _source(architecture: Architecture[Any], place: Path) -> Source:
 
 def _examined(source: Source, place: Path) -> Iterator[Verified | Lost]:
     settings = load_settings()
-    with building(
-        ON_CPU, source, folder=place, settings=settings, limits=child_limits(settings), tell=lambda *_: None
-    ) as underway:
+    workshop = Workshop(
+        source=source, folder=place, settings=settings, limits=child_limits(settings), tell=lambda *_: None
+    )
+    with building(ON_CPU, workshop) as underway:
         questions = ask_source(source)
-        built: list[Built | Lost] = [each.result() for each in underway]
+        built: list[Built | Lost] = [underway[each].result() for each in ON_CPU]
     for each in built:
         yield each if isinstance(each, Lost) else examine(each, source, questions, store=place / "bundles", threads=1)
 

@@ -278,7 +278,7 @@ class Export(_Group):
     measure_s: float = Field(default=4.0, gt=0)
     """How long all variants together are timed at most, at each size of call; fast ones are done sooner."""
     measure_longer: float = Field(default=4.0, ge=0)
-    """How many times as long the two fastest are timed at most, where they cannot be told apart within 3 %."""
+    """How many times as long those that may be chosen are timed at most, where they cannot be told apart within 3 %."""
     call_s: float = Field(default=60.0, gt=0)
     """Time that a call of a variant may take while it is measured; one that takes longer is lost."""
     threads: int | None = Field(default=None, ge=1)

@@ -4,10 +4,12 @@ What cannot be built is `Lost`, with the reason, and costs nothing but itself.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, TypeAlias, TypeVar
@@ -19,9 +21,9 @@ from seatrial.errors import ConversionFailed
 from seatrial.machine import this_machine
 from seatrial.settings import Settings
 from seatrial.tensors import Signature
-from seatrial_export import convert, package, prune, quantize, sensitivity
-from seatrial_export.candidate import Candidate, Compression, Lost, Precision, Verdict
-from seatrial_export.child import AT_ONCE, Limits
+from seatrial_export import convert, package, prune, quantize, sensitivity, study
+from seatrial_export.candidate import Calibration, Candidate, Compression, Lost, Precision, Verdict
+from seatrial_export.child import AT_ONCE, Bounded, Limits
 from seatrial_export.program import TORCH_PROGRAM
 from seatrial_export.samples import calls, count, joined, write_arrays
 from seatrial_export.sensitivity import Layer
@@ -39,6 +41,7 @@ class Built:
     """A file, not yet proved. `program` is what it was converted from, where that is not the source's own.
 
     `recorded` says how its compression was really done here; `quantization` is the job of the child that quantized it.
+    `note` is a clause for the report, of what was not done as it was meant.
     """
 
     candidate: Candidate
@@ -46,6 +49,7 @@ class Built:
     program: Path | None = None
     recorded: tuple[str, ...] = ()
     quantization: quantize.Job | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,7 @@ class _Float:
     model: Path
     program: Path | None
     operators: tuple[str, ...]
+    note: str = ""
 
 
 class _NotApplicable(Exception):
@@ -63,24 +68,31 @@ class _NotApplicable(Exception):
 
 @contextmanager
 def building(
-    candidates: Sequence[Candidate], source: Source, *, folder: Path, settings: Settings, limits: Limits, tell: Tell
-) -> "Iterator[list[Future[Built | Lost]]]":
-    """Build while the block runs: one result for each candidate, in their order.
+    candidates: Sequence[Candidate], workshop: "Workshop"
+) -> "Iterator[Mapping[Candidate, Future[Built | Lost]]]":
+    """Build while the block runs: a result for each candidate, in the order in which they are begun.
 
-    Each child keeps its files and its log below `folder`. An error in the block ends the children that still run.
+    What takes long to build is begun last. An error in the block ends the children that still run.
     """
-    workshop = Workshop(source=source, folder=folder, settings=settings, limits=limits, tell=tell)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        # The float models come first in the queue: nothing that waits for one can keep it from being built.
-        onnx = [each for each in candidates if not each.of_torch and obstacle(each.engine) is None]
-        simplest = {candidate.pruning: candidate for candidate in reversed(onnx)}
-        floats = {pruning: pool.submit(workshop.build_float, each) for pruning, each in simplest.items()}
+        underway: dict[Candidate, Future[Built | Lost]] = {}
         try:
-            yield [pool.submit(workshop.finish, candidate, floats.get(candidate.pruning)) for candidate in candidates]
+            for _, some in groupby(sorted(candidates, key=_effort), key=_effort):
+                alike = list(some)
+                # Their float models come first in the queue: nothing that waits for one can keep it from being built.
+                onnx = [each for each in alike if not each.of_torch and obstacle(each.engine) is None]
+                simplest = {candidate.pruning: candidate for candidate in reversed(onnx)}
+                floats = {pruning: pool.submit(workshop.build_float, each) for pruning, each in simplest.items()}
+                underway |= {each: pool.submit(workshop.finish, each, floats.get(each.pruning)) for each in alike}
+            yield underway
         except BaseException:
             workshop.given_up.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _effort(candidate: Candidate) -> int:
+    return candidate.effort
 
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
@@ -93,8 +105,8 @@ PRUNING: Mapping[Compression, tuple[prune.Kind, float]] = {
 }
 """What is taken out, and how much of it."""
 BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
-ANALYSIS_PART = 0.5
-"""The part of a child's time after which no further layer is looked at."""
+WORKING_PART = 0.8
+"""The part of its time after which a child that can end with what it has does so. In the rest it writes that down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +137,7 @@ class Workshop:
         if candidate.precision is Precision.BF16 and not BF16_FEATURES & set(this_machine().features):
             raise _NotApplicable(f"this CPU has none of {', '.join(sorted(BF16_FEATURES))}")
         if candidate.precision in (Precision.FP32, Precision.BF16):  # it is the engine that computes in BF16
-            return Built(candidate=candidate, model=base.model, program=base.program)
+            return Built(candidate=candidate, model=base.model, program=base.program, note=base.note)
         return self._quantize(candidate, base)
 
     def build_float(self, candidate: Candidate) -> _Float:
@@ -156,9 +168,15 @@ class Workshop:
             epochs=self.settings.export.fine_tune_part,
             conversion=self._conversion(folder / prune.PROGRAM),
         )
-        pruned = self._run(prune, job, folder, prune.Pruned, time_s=self.settings.export.fine_tune_s)
+        pruned = self._run_for(prune, job, folder, prune.Pruned, time_s=self.settings.export.fine_tune_s)
+        note = (
+            f"{candidate.name} was fine-tuned for {pruned.epochs} of {pruned.meant} epochs, because the time was over"
+        )
         return _Float(
-            model=folder / convert.MODEL, program=folder / prune.PROGRAM, operators=pruned.converted.operators
+            model=folder / convert.MODEL,
+            program=folder / prune.PROGRAM,
+            operators=pruned.converted.operators,
+            note="" if pruned.whole else note,
         )
 
     def _conversion(self, program: Path) -> convert.Job:
@@ -209,14 +227,53 @@ class Workshop:
             program=base.program,
             recorded=(f"{bits}-bit-weights",) if candidate.quantized else (),
             quantization=job,
+            note=base.note,
         )
 
     def sensitivity(self, candidate: Candidate, base: Built) -> tuple[Layer, ...]:
         """What INT8 costs each layer of `base`, the worst first. Raises `ConversionFailed`."""
         self.tell(candidate.name, "asking which layers INT8 harms")
         assert base.quantization is not None, "the layers of what was not quantized: this is a bug"
-        job = sensitivity.Job(quantization=base.quantization, for_s=self.limits.time_s * ANALYSIS_PART)
-        return self._run(sensitivity, job, self.folder / f"layers-{candidate.name}", sensitivity.Measured).layers
+        shelf = self._shelf
+        notes = shelf.notes(sensitivity.__name__, base.quantization) if shelf.most_bytes else None
+        job = sensitivity.Job(quantization=base.quantization, notes=str(notes) if notes else sensitivity.NOTES)
+        return self._run_for(sensitivity, job, self.folder / f"layers-{candidate.name}", sensitivity.Measured).layers
+
+    def study(self, target: str, base: Built, *, layers: Sequence[str], rows: study.Rows, trials: int) -> study.Studied:
+        """Try `trials` finer forms of `base`, of which the last `layers` are the first to be INT8. Raises `ConversionFailed`."""
+        self.tell(f"search for {target}", f"trying {trials} forms of {base.candidate.name}")
+        assert base.quantization is not None, "a search among forms of what was not quantized: this is a bug"
+        folder = self.folder / f"study-{target}"
+        write_arrays(folder / study.ROWS, rows.inputs)
+        if rows.labels is not None:
+            write_arrays(folder / study.LABELS, {study.LABELS: rows.labels})
+        job = study.Job(
+            quantization=msgspec.structs.replace(base.quantization, method=Calibration.MIN_MAX),
+            layers=tuple(layers),
+            trials=trials,
+            embeds=self.source.embeds,
+        )
+        return self._run_for(study, job, folder, study.Studied)
+
+    def refine(self, candidate: Candidate, base: Built, layers: Sequence[str]) -> Built:
+        """`base` in the form that `candidate` names, of whose `layers` the worst come first. Raises `ConversionFailed`."""
+        self.tell(candidate.name, "quantizing")
+        assert base.quantization is not None, "a finer form of what was not quantized: this is a bug"
+        folder = self.folder / f"quantize-{candidate.name}"
+        job = msgspec.structs.replace(
+            base.quantization,
+            method=candidate.calibration,
+            cut_ppm=candidate.cut_ppm,
+            floats=tuple(layers[: candidate.floats]),
+        )
+        self._run(quantize, job, folder, quantize.Quantized)
+        return Built(
+            candidate=candidate,
+            model=folder / quantize.MODEL,
+            program=base.program,
+            recorded=base.recorded,
+            quantization=job,
+        )
 
     def mix(self, candidate: Candidate, base: Built, floats: Sequence[str]) -> Built:
         """`base` once more, with these of its layers in float. Raises `ConversionFailed`."""
@@ -234,12 +291,29 @@ class Workshop:
             quantization=job,
         )
 
+    @property
+    def _shelf(self) -> Shelf:
+        return Shelf.of(self.settings, self.source.dataset)
+
     def _run(
-        self, step: ModuleType, job: msgspec.Struct, folder: Path, answer: type[Answer], *, time_s: float | None = None
+        self, step: ModuleType, job: msgspec.Struct, folder: Path, answer: type[Answer], *, limits: Limits | None = None
     ) -> Answer:
-        limits = self.limits if time_s is None else replace(self.limits, time_s=time_s)
-        shelf = Shelf.of(self.settings, self.source.dataset)
-        return shelf.run(step.__name__, job, folder=folder, answer=answer, limits=limits, given_up=self.given_up)
+        return self._shelf.run(
+            step.__name__,
+            job,
+            folder=folder,
+            answer=answer,
+            limits=limits or self.limits,
+            given_up=self.given_up,
+        )
+
+    def _run_for(
+        self, step: ModuleType, job: Bounded, folder: Path, answer: type[Answer], *, time_s: float | None = None
+    ) -> Answer:
+        """As `_run`, of a child that ends with what it has before it would be killed."""
+        limits = replace(self.limits, time_s=time_s or self.limits.time_s)
+        job = msgspec.structs.replace(job, for_s=WORKING_PART * limits.left_s(time.monotonic()))
+        return self._run(step, job, folder, answer, limits=limits)
 
 
 def unbuilt(candidate: Candidate, error: ConversionFailed) -> Lost:

@@ -10,6 +10,7 @@ call, so that no more of the activations is in memory than one call makes.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnxruntime as ort
@@ -28,8 +29,8 @@ TRIED = 64
 """Ranges that `entropy` and `mse` compare."""
 TINY = 1e-30
 """A range so narrow is that of zeros."""
-PERCENTILE = 0.9999
-"""The part of the values that `percentile` keeps; it cuts off the same at both ends."""
+CUT_PPM = 100
+"""Of a million values, how many `percentile` cuts off unless it is told: as many at either end."""
 
 Call = Mapping[str, Array]
 """Inputs of one call of the model."""
@@ -73,14 +74,20 @@ class Histogram:
             yield self.seen.within(float(part) * farthest)
 
 
-def ranges(model: ModelProto, tensors: Sequence[str], calls: Sequence[Call], method: Calibration) -> dict[str, Range]:
+def ranges(
+    model: ModelProto,
+    tensors: Sequence[str],
+    calls: Sequence[Call],
+    method: Calibration,
+    *,
+    cut_ppm: int | None = None,
+) -> dict[str, Range]:
     """The range of each of `tensors`, which are floats of the graph's inside or its inputs."""
     seen = _extents(model, tensors, calls)
     if method is Calibration.MIN_MAX:
         return seen
-    narrow = NARROWED[method]
-    wide = {name: each for name, each in seen.items() if TINY < each.high - each.low < math.inf}
-    return seen | {name: narrow(each) for name, each in _histograms(model, wide, calls).items()}
+    narrow = NARROWED[method] if cut_ppm is None else partial(percentile, cut_ppm=cut_ppm)
+    return seen | {name: narrow(each) for name, each in histograms(model, seen, calls).items()}
 
 
 def _extents(model: ModelProto, tensors: Sequence[str], calls: Sequence[Call]) -> dict[str, Range]:
@@ -95,7 +102,9 @@ def _extents(model: ModelProto, tensors: Sequence[str], calls: Sequence[Call]) -
     return {name: Range(float(low), float(high)) for name, low, high in zip(tensors, lows, highs, strict=True)}
 
 
-def _histograms(model: ModelProto, seen: Mapping[str, Range], calls: Sequence[Call]) -> dict[str, Histogram]:
+def histograms(model: ModelProto, extents: Mapping[str, Range], calls: Sequence[Call]) -> dict[str, Histogram]:
+    """Of those tensors whose `extents` can be divided."""
+    seen = {name: each for name, each in extents.items() if TINY < each.high - each.low < math.inf}
     counts = {name: np.zeros(BINS, np.int64) for name in seen}
     inside = [name for name in seen if name not in calls[0]]
     for call, made in zip(calls, observed(watched(model, inside), inside, calls), strict=True):
@@ -118,9 +127,9 @@ def observed(model: bytes, outputs: Sequence[str], calls: Iterable[Call]) -> Ite
         yield dict(zip(outputs, session.run(list(outputs), dict(call)), strict=True))
 
 
-def percentile(histogram: Histogram) -> Range:
+def percentile(histogram: Histogram, *, cut_ppm: int = CUT_PPM) -> Range:
     reached = np.cumsum(histogram.counts) / histogram.counts.sum()
-    cut = (1 - PERCENTILE) / 2
+    cut = cut_ppm / 2e6
     low = histogram.seen.low + histogram.width * int(np.searchsorted(reached, cut, side="right"))
     high = histogram.seen.low + histogram.width * (int(np.searchsorted(reached, 1 - cut)) + 1)
     return Range(min(low, 0.0), max(min(high, histogram.seen.high), 0.0))

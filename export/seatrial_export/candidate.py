@@ -59,6 +59,10 @@ class Candidate:
     precision: Precision
     compression: tuple[Compression, ...] = ()
     calibration: Calibration = Calibration.MIN_MAX
+    cut_ppm: int | None = None
+    """Of a million activations, how many lie beyond the range; None is what `calibration` does by itself."""
+    floats: int = 0
+    """How many of its layers stay in float, those that INT8 harms most."""
 
     @property
     def name(self) -> str:
@@ -68,7 +72,9 @@ class Candidate:
     def steps(self) -> tuple[str, ...]:
         """The compression in words, with its parameters where they are not the usual ones."""
         usual = self.calibration is Calibration.MIN_MAX
-        return self.compression if usual else (*self.compression, self.calibration)
+        cut = () if self.cut_ppm is None else (f"{self.cut_ppm}ppm",)
+        floats = (f"{self.floats}-float",) if self.floats else ()
+        return (*self.compression, *(() if usual else (self.calibration,)), *cut, *floats)
 
     @property
     def lossy(self) -> bool:
@@ -109,6 +115,11 @@ class Candidate:
     def dense(self) -> "Candidate":
         """The same without pruning."""
         return replace(self, compression=tuple(each for each in self.compression if each not in PRUNINGS))
+
+    @property
+    def effort(self) -> int:
+        """What building it takes, roughly: 0 is seconds, 1 minutes, 2 is fine-tuning, which takes what there is."""
+        return 2 if self.pruning else 1 if self.bound else 0
 
     @property
     def static(self) -> bool:

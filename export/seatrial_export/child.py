@@ -54,6 +54,10 @@ class Limits:
     threads: int
     until: float = math.inf
 
+    def left_s(self, now: float) -> float:
+        """What a child that starts now may take."""
+        return max(0.0, min(self.time_s, self.until - now))
+
 
 def child_limits(settings: "Settings") -> Limits:
     """What the settings say, and the cores shared by the children that run at once."""
@@ -62,6 +66,21 @@ def child_limits(settings: "Settings") -> Limits:
         memory_bytes=settings.export.memory_bytes or memory_bytes() * 3 // 4,
         threads=max(1, cores() // AT_ONCE),
     )
+
+
+class Bounded(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that is ended after `for_s`, counted from the start of the child, with what was done until then. None is no bound."""
+
+    for_s: float | None = None
+
+    def until(self, now: float) -> float:
+        return math.inf if self.for_s is None else now + self.for_s
+
+
+class Bound(msgspec.Struct, frozen=True, kw_only=True):
+    """Its answer. One that is not `whole` is what there was when the time was over."""
+
+    whole: bool = True
 
 
 class _Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,6 @@ from typing import Protocol
 
 from seatrial.bundle.evidence import Quality, Timing
 from seatrial.errors import InvalidSettings
-from seatrial.intervals import Interval
 from seatrial.spelling import did_you_mean
 from seatrial_export.candidate import Candidate, Verdict
 from seatrial_export.measure import ratio
@@ -161,30 +160,45 @@ def halved(variants: Sequence[Variant], budget: Budget, objective: Objective) ->
     return best_first[:half] + [
         variant
         for variant in best_first[half:]
-        if rank(variant) == rank(best_first[0]) and ratio(variant.rounds, best_first[0].rounds).low <= 1
+        if rank(variant) == rank(best_first[0]) and ratio(variant.rounds, best_first[0].rounds).low <= ALIKE
     ]
 
 
 def undecided(variants: Sequence[Variant], budget: Budget, objective: Objective) -> tuple[Variant, ...]:
-    """The two fastest that the objective leaves, if nobody can say yet whether they differ, and by as much as 3 %."""
+    """Those between whom more rounds may change the choice: the winner, the fastest, and who may be as cheap as that one.
+
+    A winner that is not proved to be within 3 % of such a one may be too dear; one that is preferred to the winner, but not
+    proved to be as cheap, may be the right one. Empty where the choice is clear.
+    """
     admitted = [variant for variant in variants if _refusal(variant, budget) is None]
-    first = sorted(_wanted(admitted, objective), key=lambda variant: variant.row_ms)[:2]
-    return tuple(first) if len(first) == 2 and _blurred(ratio(first[1].rounds, first[0].rounds)) else ()
+    wanted = _wanted(admitted, objective)
+    if not wanted:
+        return ()
+    fastest, winner = min(wanted, key=lambda variant: variant.row_ms), _as_cheap(wanted)
+    near = [
+        each
+        for each in wanted
+        if each.row_ms <= FAR * fastest.row_ms and ratio(each.rounds, fastest.rounds).low <= ALIKE
+    ]
+
+    def may_change_it(each: Variant) -> bool:
+        is_preferred = _preferred([both for both in wanted if both is winner or both is each]) is each
+        return each is not winner and (is_preferred or ratio(winner.rounds, each.rounds).high > ALIKE)
+
+    rivals = [each for each in near if may_change_it(each)]
+    return tuple({each.candidate: each for each in (fastest, winner, *rivals)}.values()) if rivals else ()
 
 
-def noise(pair: Sequence[Variant]) -> str:
-    """What is said of two that stayed undecided, in a clause."""
-    one, other = pair
-    found = ratio(other.rounds, one.rounds)
+def noise(group: Sequence[Variant]) -> str:
+    """What is said of some that stayed undecided, in a clause; the first of them is the fastest."""
+    fastest, *others = group
+    found = [ratio(other.rounds, fastest.rounds) for other in others]
+    names = ", ".join(other.candidate.name for other in others)
     return (
-        f"{one.candidate.name} and {other.candidate.name} could not be told apart in {len(one.rounds)} rounds: this machine is "
-        f"too noisy, the second takes {found.low:.3f} to {found.high:.3f} of the first's time"
+        f"{fastest.candidate.name} and {names} could not be told apart within {100 * (ALIKE - 1):.0f} % in "
+        f"{len(fastest.rounds)} rounds: this machine is too noisy, the {'others take' if others[1:] else 'second takes'} "
+        f"{min(each.low for each in found):.3f} to {max(each.high for each in found):.3f} of the first's time"
     )
-
-
-def _blurred(found: Interval) -> bool:
-    """Whether two may be equal, and may as well be further apart than what counts."""
-    return found.low <= 1 <= found.high and (found.low < 1 / ALIKE or found.high > ALIKE)
 
 
 def _refusal(variant: Variant, budget: Budget) -> tuple[Verdict, str] | None:
@@ -279,6 +293,11 @@ def _as_cheap(admitted: Sequence[Variant]) -> Variant:
     regrets = [_regret(variant, near) for variant in near]
     bound = max(ALIKE, min(regrets))
     alike = [variant for variant, regret in zip(near, regrets, strict=True) if regret <= bound]
+    return _preferred(alike)
+
+
+def _preferred(alike: Sequence[Variant]) -> Variant:
+    """Of some that are as cheap."""
     return max(alike, key=lambda variant: variant.quality.value)
 
 

@@ -37,6 +37,12 @@ from seatrial.errors import InvalidSettings
     help="Build this one too: onnx-cpu-int8-static-mse, onnx-cpu-int4-weights, ... Repeat for several.",
 )  # fmt: skip
 @click.option(
+    "--search", type=click.IntRange(2), metavar="TRIALS",
+    help="Try so many finer forms of static INT8 on some rows: how many activations to cut off, and how many layers to leave in "
+    "float. The best are built, proved and timed as the others are. 30 is a good number; a trial takes about as long as a run "
+    "over 512 rows. Needs the extra 'search'.",
+)  # fmt: skip
+@click.option(
     "--samples", type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Rows to judge by, for a model that came without labelled data: .npz, Parquet, or .txt with a text a line.",
 )  # fmt: skip
@@ -57,6 +63,7 @@ def export(
     lengths: tuple[int, ...],
     minutes: float | None,
     names: tuple[str, ...],
+    search: int | None,
     samples: Path | None,
     probe: bool,
     trust: bool,
@@ -72,6 +79,7 @@ def export(
       seatrial export models:/digits-cnn/1
       seatrial export digits-cnn/1 --target onnx-cpu --target openvino-cpu
       seatrial export my-model/3 --samples rows.npz --budget p99_ms=5 --budget size_mb=20
+      seatrial export digits-cnn/1 --search 30 --minutes 20
       seatrial export my-encoder/1 --batch 1 --batch 8 --length 128 --objective accuracy --budget throughput=40
     """
     import msgspec
@@ -96,6 +104,7 @@ def export(
             trust=trust,
             minutes=minutes,
             probe=probe,
+            search=search or 0,
             candidates=tuple(dict.fromkeys((*CANDIDATES, *asked))),
         )
     except InvalidSettings as error:

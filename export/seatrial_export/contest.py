@@ -1,11 +1,11 @@
 """From verified candidates to variants: timed against each other on the stand, until it is clear which is the cheapest.
 
 The rounds are spent by successive halving (Jamieson and Talwalkar 2016): everybody gets a first stretch, which shows who is on
-the Pareto front; after each stretch half of them leave, but for those who may still be the fastest, and those who stay get as
-much time together as all had before. So the last are timed in as many rounds as if they had been alone, and many candidates
-take hardly longer than a few.
+the Pareto front; after each stretch half of them leave, but for those who may still be as cheap as the fastest, and those who
+stay get as much time together as all had before. So the last are timed in as many rounds as if they had been alone, and many
+candidates take hardly longer than a few.
 
-Nothing else of ours may run meanwhile. Who stays, and which two must still be told apart, is somebody else's to say.
+Nothing else of ours may run meanwhile. Who stays, and who must still be told apart, is somebody else's to say.
 """
 
 import math
@@ -32,7 +32,7 @@ from seatrial_export.trial import Verified
 Halved: TypeAlias = Callable[[Sequence[Variant]], Sequence[Variant]]
 """Those that are worth more rounds."""
 Undecided: TypeAlias = Callable[[Sequence[Variant]], Sequence[tuple[Variant, ...]]]
-"""The pairs that must still be told apart."""
+"""The groups that must still be told apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ def length_axis(signature: Signature) -> DynamicAxis | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """`for_s` is for each size, all variants together; the two fastest get at most `longer_s` more, to be told apart."""
+    """`for_s` is for each size, all variants together; those that may be chosen get at most `longer_s` more, to be told apart."""
 
     for_s: float
     longer_s: float
@@ -128,10 +128,10 @@ def contest(
             played = [each for each in variants if each.candidate.name in staying]
             staying = {each.candidate.name for each in halved(played)}
         until = clock() + pace.longer_s
-        while (pairs := undecided(variants)) and clock() < until:
-            held.play_on(pairs, for_s=min(pace.for_s, pace.longer_s) / len(pairs))
+        while (groups := undecided(variants)) and clock() < until:
+            held.play_on(groups, for_s=min(pace.for_s, pace.longer_s) / len(groups))
             variants = held.variants()
-    return Outcome(variants=variants, lost=held.lost, notes=tuple(map(noise, pairs)))
+    return Outcome(variants=variants, lost=held.lost, notes=tuple(map(noise, groups)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,11 +221,11 @@ class _Contest:
             self._rounds[size] = Rounds(asks, clock=self._clock)
         return self._rounds[size]
 
-    def play_on(self, pairs: Sequence[tuple[Variant, ...]], *, for_s: float) -> None:
+    def play_on(self, groups: Sequence[tuple[Variant, ...]], *, for_s: float) -> None:
         """More rounds of the largest size between those who are not yet told apart."""
         rounds = self._rounds[list(self._rounds)[-1]]
-        for pair in pairs:
-            rounds.play([variant.candidate.name for variant in pair], for_s=for_s)
+        for group in groups:
+            rounds.play([variant.candidate.name for variant in group], for_s=for_s)
         self._lost |= rounds.lost
 
     def variants(self) -> tuple[Variant, ...]:

@@ -24,6 +24,7 @@ from seatrial.registry import BUNDLE_TAG, ModelRef, ModelVersion
 from seatrial.registry.embedded import EmbeddedRegistry, download
 from seatrial.settings import Settings
 from seatrial.spelling import did_you_mean
+from seatrial_export import study
 from seatrial_export.build import Built, Tell, Workshop, building
 from seatrial_export.bundling import add_evidence, bundle_up
 from seatrial_export.candidate import CANDIDATES, DEFAULT_TARGETS, TARGETS, Candidate, Lost, Verdict
@@ -40,6 +41,8 @@ from seatrial_export.publish import REPORT_FOLDER, export_run
 from seatrial_export.quality import ENOUGH_ROWS
 from seatrial_export.report import Report, Row, rows, verdict_sentence
 from seatrial_export.samples import count
+from seatrial_export.search import Found as Searched
+from seatrial_export.search import Search, Searcher, some_rows
 from seatrial_export.sensitivity import Layer
 from seatrial_export.shelf import Shelf
 from seatrial_export.source import Source, open_source
@@ -48,6 +51,7 @@ from seatrial_export.tools import tools
 from seatrial_export.trial import Questions, Verified, ask_source, examine
 from seatrial_export.workplace import undisturbed, workplace
 
+FIXED = "the model takes calls of one fixed size, and forms are tried on rows"
 BUILT_BY, VERIFIED_BY = 0.7, 0.9
 """The parts of the time for an export after which nothing more is built, and nothing more verified."""
 
@@ -57,7 +61,8 @@ class Request:
     """What somebody wants exported, and how. `candidates` are tried where their target is among `targets`.
 
     After `minutes` nothing new is begun: the best that was proved until then is taken. With `probe` the report also says how
-    what was chosen answers spoiled and adversarial rows, and on what in a row its answers hang.
+    what was chosen answers spoiled and adversarial rows, and on what in a row its answers hang. `search` is how many finer forms
+    of static INT8 are tried, of which the best become candidates too.
     """
 
     ref: ModelRef
@@ -69,9 +74,12 @@ class Request:
     trust: bool = False
     minutes: float | None = None
     probe: bool = False
+    search: int = 0
     candidates: Sequence[Candidate] = CANDIDATES
 
     def __post_init__(self) -> None:
+        if self.search and (why := study.obstacle()):
+            raise InvalidSettings(why)
         for target in self.targets:
             if target not in TARGETS:
                 meant = did_you_mean(target, TARGETS, otherwise=f"there are {', '.join(TARGETS)}")
@@ -139,6 +147,10 @@ class Examined:
     verified: tuple[Verified, ...]
     lost: tuple[Lost, ...]
     layers: Mapping[Candidate, tuple[Layer, ...]]
+    candidates: tuple[Candidate, ...]
+    """All of which something is known, in the order in which equals are taken."""
+    notes: tuple[str, ...] = ()
+    searches: tuple[Search, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,43 +177,63 @@ class Work:
             bundles = self._bundle(judgements, examined, run_id=run_id)
         with self._step("comparing"):
             deltas = self._compare(judgements, examined)
-        found = rows(self._candidates, judgements, examined.lost + outcome.lost, examined.layers)
-        report = self._report(found, bundles, examined.source, outcome.notes, run_id=run_id)
-        return msgspec.structs.replace(report, deltas=deltas), bundles
+        found = rows(examined.candidates, judgements, examined.lost + outcome.lost, examined.layers)
+        report = self._report(found, bundles, examined.source, examined.notes + outcome.notes, run_id=run_id)
+        return msgspec.structs.replace(report, deltas=deltas, searches=examined.searches), bundles
 
     def stand(self) -> Stand:
         limits = self._limits
         return Stand(self.place, Terms.of(limits, threads=self._threads, call_s=self.settings.export.call_s))
 
     def examine(self, stand: Stand) -> Examined:
-        """Build and verify all candidates; `stand` gets ready for them meanwhile."""
+        """Build and verify all candidates; `stand` gets ready for them meanwhile.
+
+        Each is verified as soon as it is built, the cheap ones and their second stage while the dear ones are still trained.
+        """
         with self._step("reading"):
             source = self._read()
-        first = [each for each in self._candidates if not each.mixed]
-        with building(
-            first, source, folder=self.place, settings=self.settings, limits=self._build_limits, tell=self.tell
-        ) as underway:
+        workshop = Workshop(
+            source=source, folder=self.place, settings=self.settings, limits=self._build_limits, tell=self.tell
+        )
+        tried: list[Tried] = []
+        searched: list[Searched] = []
+        with building([each for each in self._candidates if not each.mixed], workshop) as underway:
             with self._step("asking the source"):  # while the first children import what they need
                 questions = ask_source(source)
-            with self._step("building"):
-                built = [each.result() for each in underway]
-        with self._step("verifying"):
-            for each in built:
-                if isinstance(each, Built):
-                    stand.prepare(each.candidate.engine.name)
-            examined: list[Verified | Lost] = []
-            for each in built:
-                late = self._left_s(VERIFIED_BY) <= 0 and any(isinstance(other, Verified) for other in examined)
-                examined.append(_too_late(each) if late else self._examine(each, source, questions))
-        with self._step("mixing"):
-            mixed = self._mix(list(zip(built, examined, strict=True)), source, questions)
-        examined += [each.found for each in mixed]
+
+            def try_next(candidate: Candidate) -> None:
+                with self._step("building"):
+                    built = underway[candidate].result()
+                with self._step("verifying"):
+                    if isinstance(built, Built):
+                        stand.prepare(candidate.engine.name)
+                    late = self._left_s(VERIFIED_BY) <= 0 and any(isinstance(found, Verified) for _, found in tried)
+                    tried.append((built, _too_late(built) if late else self._examine(built, source, questions)))
+
+            for candidate in underway:
+                if not candidate.effort:
+                    try_next(candidate)
+            with self._step("mixing"):
+                mixed = self._mix(tried, workshop, questions)
+            if self.request.search:
+                with self._step("searching"):
+                    searched = self._search(tried, workshop, questions)
+            for candidate in underway:
+                if candidate.effort:
+                    try_next(candidate)
+        finalists = [found for each in searched for found in each.finalists]
+        candidates = (*self._candidates, *(found.candidate for found in finalists))
+        examined = [found for _, found in tried] + [each.found for each in mixed] + finalists
+        examined.sort(key=lambda found: candidates.index(found.candidate))
         return Examined(
+            candidates=candidates,
+            searches=tuple(each.search for each in searched),
             source=source,
             questions=questions,
             verified=tuple(each for each in examined if isinstance(each, Verified)),
             lost=tuple(each for each in examined if isinstance(each, Lost)),
             layers={each.found.candidate: each.layers for each in mixed},
+            notes=tuple(dict.fromkeys(built.note for built, _ in tried if isinstance(built, Built) and built.note)),
         )
 
     def measure(self, examined: Examined, stand: Stand) -> Outcome:
@@ -228,7 +260,7 @@ class Work:
 
     def _undecided(self, variants: Sequence[Variant]) -> list[tuple[Variant, ...]]:
         budget, objective = self.request.budget, self.request.objective
-        return [pair for some in self._by_target(variants) if (pair := undecided(some, budget, objective))]
+        return [group for some in self._by_target(variants) if (group := undecided(some, budget, objective))]
 
     def _by_target(self, variants: Sequence[Variant]) -> list[list[Variant]]:
         return [[each for each in variants if each.candidate.target == target] for target in self.request.targets]
@@ -247,6 +279,11 @@ class Work:
         files = download(self.version, self.place / "model")
         source = open_source(self.version, self.settings, files=files, trust=trust, samples=self.request.samples)
         self.request.sizes.check(source.signature)
+        if self.request.budget.metric is not None and source.held_out is None:
+            raise InvalidSettings(
+                f"--budget metric={self.request.budget.metric:g} takes labelled rows to hold it against, and {self.version} came "
+                "without; leave it out, or limit accuracy_drop, which without labels is disagreement with the source"
+            )
         return source
 
     def _examine(self, built: Built | Lost, source: Source, questions: Questions) -> Verified | Lost:
@@ -258,18 +295,32 @@ class Work:
             shelf=Shelf.of(self.settings, source.dataset),
         )  # fmt: skip
 
-    def _mix(self, tried: Sequence[Tried], source: Source, questions: Questions) -> list[Mixed]:
+    def _mix(self, tried: Sequence[Tried], workshop: Workshop, questions: Questions) -> list[Mixed]:
         """Nothing without enough rows to see that accuracy is missed."""
+        source = workshop.source
         mixer = Mixer(
-            workshop=Workshop(
-                source=source, folder=self.place, settings=self.settings, limits=self._build_limits, tell=self.tell
-            ),
+            workshop=workshop,
             examine=lambda built: self._examine(built, source, questions),
             budget=self.request.budget,
             for_s=min(self.settings.export.conversion_s, self._left_s(BUILT_BY)),
             enough=questions.held_out is not None or count(source.rows) >= ENOUGH_ROWS,
         )
         return [mixer.mix(candidate, tried) for candidate in self._candidates if candidate.mixed]
+
+    def _search(self, tried: Sequence[Tried], workshop: Workshop, questions: Questions) -> list[Searched]:
+        """Nothing without enough rows to see what a form loses, or without rows that can be asked in any number."""
+        source = workshop.source
+        if source.signature.batch is None or (questions.held_out is None and count(source.rows) < ENOUGH_ROWS):
+            why = "there are too few rows to see what a form loses" if source.signature.batch else FIXED
+            return [Searched(search=Search(target=target, why_not=why)) for target in self.request.targets]
+        searcher = Searcher(
+            workshop=workshop,
+            examine=lambda built: self._examine(built, source, questions),
+            budget=self.request.budget,
+            rows=some_rows(source.rows, questions.held_out),
+            trials=self.request.search,
+        )
+        return [searcher.search(target, tried) for target in self.request.targets]
 
     def _bundle(self, judgements: Sequence[Judgement], examined: Examined, *, run_id: str) -> dict[str, Bundle]:
         proved = {each.candidate: each for each in examined.verified}
@@ -342,10 +393,12 @@ class Work:
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
-        self.tell(name, "")
-        started = time.monotonic()
+        """What is done in several parts counts together."""
+        if name not in self.seconds:
+            self.tell(name, "")
+        before, started = self.seconds.setdefault(name, 0.0), time.monotonic()
         yield
-        self.seconds[name] = round(time.monotonic() - started, 3)
+        self.seconds[name] = round(before + time.monotonic() - started, 3)
 
     @property
     def _threads(self) -> int:

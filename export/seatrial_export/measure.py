@@ -21,7 +21,7 @@ from seatrial_export.quality import Z95
 WARM_UP = 3
 """Calls of each variant that are not counted."""
 MIN_ROUNDS, MAX_ROUNDS = 15, 100
-"""Of those that are timed to the end; as many again are in each stretch that is added for the last two."""
+"""Of those that are timed to the end; as many again are in each stretch that is added for those not yet told apart."""
 FEWEST_ROUNDS = 6
 """Of anybody: the fewest of which the lowest and the highest are the ends of a median's 95 % interval."""
 TURN_MS, MOST_CALLS = 2.0, 50

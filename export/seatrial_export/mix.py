@@ -60,18 +60,17 @@ class Mixer:
 
     def _base(self, candidate: Candidate, tried: Sequence[Tried]) -> Built:
         """The static INT8 model that comes nearest to the source, if none comes near enough."""
-        found: list[tuple[float, Built]] = []
+        found: list[tuple[Built, Verified | Lost]] = []
         for built, examined in tried:
             if isinstance(built, Built) and built.candidate.target == candidate.target and built.candidate.static:
                 if self._shortfall(examined) is None:
                     raise _Needless(f"{built.candidate.name} keeps the accuracy with all of its layers in INT8")
-                cosine = -1.0 if isinstance(examined, Lost) else examined.proof.agreement.cosine
-                found.append((cosine, built))
+                found.append((built, examined))
         if not self.enough:
             raise _Needless("there are too few rows to judge by which layers should be in float")
         if not found:
             raise _Needless("there is no static INT8 model whose layers could be")
-        return max(found, key=lambda each: each[0])[1]
+        return nearest(found)
 
     def _shortfall(self, examined: Verified | Lost) -> str | None:
         """What it misses of the accuracy; None where it keeps it."""
@@ -109,6 +108,11 @@ class Mixer:
         number, verified = fewest
         kept = (msgspec.structs.replace(layer, kept=True) for layer in layers[:number])
         return Mixed(found=verified, layers=(*kept, *layers[number:]))
+
+
+def nearest(some: Sequence[tuple[Built, Verified | Lost]]) -> Built:
+    """The one whose answers are most like the source's."""
+    return max(some, key=lambda each: each[1].proof.agreement.cosine if isinstance(each[1], Verified) else -1.0)[0]
 
 
 def find_fewest(most: int, attempt: Callable[[int], Result | None]) -> Result | None:

@@ -12,6 +12,8 @@ from seatrial_export.choose import FLOORS
 from seatrial_export.deltas.figures import figures
 from seatrial_export.report import Report, Row
 from seatrial_export.scale import Scale, Tick
+from seatrial_export.search import Search
+from seatrial_export.study import Trial
 
 PAGE = "report.html"
 TEMPLATE = "report.html.j2"
@@ -60,6 +62,44 @@ class Plot:
     bottom: int = BOTTOM
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dot:
+    """A form that was tried, in pixels."""
+
+    trial: Trial
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scatter:
+    """What each form of a search loses over the part of it that is left in float, ready to be drawn; the front comes last."""
+
+    search: Search
+    dots: tuple[Dot, ...] = ()
+    x_ticks: tuple[Tick, ...] = ()
+    y_ticks: tuple[Tick, ...] = ()
+    width: int = 300
+    height: int = 220
+    left: int = 56
+    right: int = 290
+    top: int = 12
+    bottom: int = 186
+
+
+def scattered(search: Search) -> Scatter:
+    empty = Scatter(search=search)
+    if not search.trials:
+        return empty
+    x = Scale.of([0.0, *(100 * trial.in_float for trial in search.trials)], low=empty.left, high=empty.right)
+    y = Scale.of([0.0, *(trial.lost for trial in search.trials)], low=empty.bottom, high=empty.top)
+    dots = [
+        Dot(trial=trial, x=x.place(100 * trial.in_float), y=y.place(trial.lost))
+        for trial in sorted(search.trials, key=lambda trial: trial.on_front)
+    ]
+    return replace(empty, dots=tuple(dots), x_ticks=x.marked("{:.3g} %"), y_ticks=y.marked("{:.3g}"))
+
+
 def draw(report: Report, path: Path) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -70,7 +110,8 @@ def draw(report: Report, path: Path) -> None:
     slowest = max((row.row_ms for row in report.rows if row.row_ms is not None), default=1.0)
     drawn = [figures(each) for each in report.deltas]
     page = environment.get_template(TEMPLATE)
-    path.write_text(page.render(report=report, plot=plot(report), slowest=slowest, figures=drawn))
+    searches = [scattered(search) for search in report.searches]
+    path.write_text(page.render(report=report, plot=plot(report), slowest=slowest, figures=drawn, searches=searches))
 
 
 def _kind(verdict: Verdict) -> str:

@@ -3,11 +3,11 @@
 `python -P -m seatrial_export.prune job.json`. How weights are taken out, training knows.
 """
 
+import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
-
-import msgspec
 
 from seatrial.errors import ConversionFailed
 from seatrial_export import child, convert
@@ -23,9 +23,9 @@ VALIDATION_PART = 0.1
 EXAMPLE_ROWS = 4
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class Job(child.Bounded, frozen=True, kw_only=True):
     """`model` is an MLflow model's directory with what it takes to train on; `epochs` is a part of the recipe's.
-    `kind` and `sparsity` as in a recipe's pruning."""
+    `kind` and `sparsity` as in a recipe's pruning. After `for_s` the best until then is converted."""
 
     model: str
     kind: Kind
@@ -36,13 +36,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     conversion: convert.Job
 
 
-class Pruned(msgspec.Struct, frozen=True, kw_only=True):
-    """`PROGRAM` and the converted model lie in the child's folder."""
+class Pruned(child.Bound, frozen=True, kw_only=True):
+    """`PROGRAM` and the converted model lie in the child's folder. It was trained for `epochs` of those that were `meant`."""
 
     converted: convert.Converted
+    epochs: int
+    meant: int
 
 
 def prune(job: Job) -> Pruned:
+    until = job.until(time.monotonic())
     import torch
 
     from seatrial.settings import Settings
@@ -63,15 +66,18 @@ def prune(job: Job) -> Pruned:
     example = chosen.example(chosen.configure(retrainable.config), EXAMPLE_ROWS)
     take_out(module, pruning, example)
     recipe = retrainable.recipe
+    meant = max(1, round(job.epochs * recipe.epochs))
     tuned = fine_tune(
         module.train(),
         recipe.model_copy(update={"pruning": pruning}),
         with_own_validation(load_dataset(recipe.data, Settings(home=Path(job.home), data=Path(job.data)))),
-        epochs=max(1, round(job.epochs * recipe.epochs)),
+        epochs=meant,
         learning_rate=recipe.optimizer.learning_rate,
+        for_s=None if math.isinf(until) else until - time.monotonic(),
     )
-    torch.export.save(to_program(tuned, example, retrainable.signature), PROGRAM)
-    return Pruned(converted=convert.convert(job.conversion))
+    torch.export.save(to_program(tuned.module, example, retrainable.signature), PROGRAM)
+    converted = convert.convert(job.conversion)
+    return Pruned(converted=converted, epochs=len(tuned.epochs), meant=meant, whole=not tuned.hurried)
 
 
 def with_own_validation(dataset: "Dataset") -> "Dataset":

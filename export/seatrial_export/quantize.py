@@ -52,7 +52,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """`calibration` is an .npz with one array for each input; `rows` is how many of them one call takes.
 
     `smallest` is the size of each dynamic axis to try the result with. `floats` are the layers, by the names of their
-    nodes, that stay in float.
+    nodes, that stay in float; `cut_ppm` is for the method `percentile`.
     """
 
     model: str
@@ -62,6 +62,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     calibration: str = ""
     rows: int = CALIBRATION_CALL
     method: Calibration = Calibration.MIN_MAX
+    cut_ppm: int | None = None
     smoothed: bool = False
     floats: tuple[str, ...] = ()
 
@@ -103,7 +104,7 @@ def calibrate(job: Job) -> "tuple[Calibrated, int]":
 
     model, calls = _prepared(job), read_calls(Path(job.calibration), rows=job.rows)
     smoothed = smooth(model, calls, weight_bits=job.weight_bits) if job.smoothed else 0
-    found = calibrated(model, calls, method=job.method, weight_bits=job.weight_bits)
+    found = calibrated(model, calls, method=job.method, weight_bits=job.weight_bits, cut_ppm=job.cut_ppm)
     if not found.layers:
         raise ConversionFailed("none of its layers has constant weights in single precision")
     return found, smoothed

@@ -10,6 +10,7 @@ from seatrial_export import zeros
 from seatrial_export.candidate import Candidate, Lost, Verdict
 from seatrial_export.choose import Judgement, Objective
 from seatrial_export.deltas import Deltas
+from seatrial_export.search import Search
 from seatrial_export.sensitivity import Layer
 
 
@@ -79,6 +80,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     written_at: str
     deltas: tuple[Deltas, ...] = ()
+    searches: tuple[Search, ...] = ()
 
     @property
     def logs(self) -> list[str]:

@@ -6,6 +6,7 @@ evaluation" (2020), section 6. A layer costs one conversion and one run over the
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,17 @@ ROWS = 64
 """Calibration rows that every layer is asked."""
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """`quantization` is how the whole model is made INT8. After `for_s` no further layer is begun."""
+NOTES = "notes.jsonl"
+
+
+class Job(child.Bounded, frozen=True, kw_only=True):
+    """`quantization` is how the whole model is made INT8. After `for_s` no further layer is begun.
+
+    `notes` is a file with the layers that an earlier child was done with, a line for each; those of this one are added.
+    """
 
     quantization: quantize.Job
-    for_s: float
+    notes: str = NOTES
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,27 +48,44 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     kept: bool = False
 
 
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
+class Measured(child.Bound, frozen=True, kw_only=True):
     """The worst first; those of which nothing is known at the end."""
 
     layers: tuple[Layer, ...]
 
 
 def measure(job: Job) -> Measured:
+    until = job.until(time.monotonic())
     model, _ = quantize.calibrate(job.quantization)
     calls = quantize.read_calls(Path(job.quantization.calibration), rows=job.quantization.rows)
     calls = calls[: max(1, ROWS // job.quantization.rows)]
     exact = _answers(model.model, calls)
-    until = time.monotonic() + job.for_s
-    found = [
-        Layer(
-            name=node.name,
-            operator=node.op_type,
-            noise=noise(_answers(model.quantized([node.name]), calls), exact) if time.monotonic() < until else None,
-        )
-        for node in model.layers
-    ]
-    return Measured(layers=tuple(sorted(found, key=lambda layer: 1.0 if layer.noise is None else -layer.noise)))
+    notes = Path(job.notes)
+    known = read_notes(notes)
+    found = []
+    with notes.open("ab") as written:
+        for node in model.layers:
+            layer = known.get(node.name) or Layer(name=node.name, operator=node.op_type, noise=None)
+            if layer.noise is None and time.monotonic() < until:
+                found_out = noise(_answers(model.quantized([node.name]), calls), exact)
+                layer = msgspec.structs.replace(layer, noise=found_out)
+                written.write(b"\n" + msgspec.json.encode(layer))  # the last line may be half a one
+                written.flush()
+            found.append(layer)
+    return Measured(
+        layers=tuple(sorted(found, key=lambda layer: 1.0 if layer.noise is None else -layer.noise)),
+        whole=all(layer.noise is not None for layer in found),
+    )
+
+
+def read_notes(path: Path) -> dict[str, Layer]:
+    """By name. A line that is not whole, because who wrote it was killed, counts for nothing."""
+    found = {}
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(msgspec.MsgspecError):
+            layer = msgspec.json.decode(line, type=Layer)
+            found[layer.name] = layer
+    return found
 
 
 def _answers(model: "ModelProto", calls: list[dict[str, Array]]) -> list[Array]:

@@ -27,13 +27,13 @@ from seatrial.files import directory_aside, kept_in, put_in_place, remove_tree, 
 from seatrial.machine import this_machine
 from seatrial.settings import Settings
 from seatrial_export import child
-from seatrial_export.child import Limits
+from seatrial_export.child import Bound, Limits
 from seatrial_export.tools import tools
 from seatrial_training.data import Dataset
 
 OUR_CODE = ("seatrial", "seatrial_models", "seatrial_training", "seatrial_serving.engines", "seatrial_export")
 
-REMEMBERED = "value.json"
+REMEMBERED, NOTES = "value.json", "notes.jsonl"
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 Remembered = TypeVar("Remembered")
@@ -67,18 +67,29 @@ class Shelf:
         limits: Limits,
         given_up: threading.Event,
     ) -> Answer:
-        """As `child.run`, where it has not been done before. Afterwards the same files lie in `folder`."""
+        """As `child.run`, where it has not been done before. Afterwards the same files lie in `folder`.
+
+        An answer that was cut short is not kept: how long a child may take decides nothing about what is.
+        """
         if not self.most_bytes:
             return child.run(module, job, folder=folder, answer=answer, limits=limits, given_up=given_up)
-        kept = self.place / self.key(module, job=self._content(msgspec.to_builtins(job), folder), given=_tree(folder))
+        kept = self.place / self.key(module, job=self._decisive(job, folder), given=_tree(folder))
         with suppress(OSError, ConversionFailed):  # it is not there, or somebody is removing it, or it is broken
             shutil.copytree(kept, folder, dirs_exist_ok=True)
             os.utime(kept)
             return child.answer_in(folder, answer)
         remove_tree(kept)
         found = child.run(module, job, folder=folder, answer=answer, limits=limits, given_up=given_up)
-        self._keep(folder, kept)
+        if not isinstance(found, Bound) or found.whole:
+            self._keep(folder, kept)
         return found
+
+    def notes(self, module: str, about: msgspec.Struct) -> Path:
+        """A file for a child to write down what it finds, as it finds it: it is there still where both of us are killed."""
+        place = self.place / self.key(f"notes of {module}", about=self._content(msgspec.to_builtins(about), self.place))
+        place.mkdir(parents=True, exist_ok=True)
+        os.utime(place)
+        return place / NOTES
 
     def key(self, what: str, **decides: object) -> str:
         """The digest of `decides` and of all that decides besides."""
@@ -106,6 +117,11 @@ class Shelf:
                 (aside / REMEMBERED).write_bytes(msgspec.json.encode(value))
                 put_in_place(aside, self.place / key)
 
+    def _decisive(self, job: msgspec.Struct, folder: Path) -> object:
+        content = self._content(msgspec.to_builtins(job), folder)
+        assert isinstance(content, dict), "a job is a struct: this is a bug"
+        return {name: value for name, value in content.items() if name != "for_s"}
+
     def _content(self, value: object, folder: Path) -> object:
         """`value`, with what lies at a path in the path's stead; of one in `folder` that is not there yet, its name."""
         if isinstance(value, dict):
@@ -117,8 +133,9 @@ class Shelf:
         if value in self.known:
             return self.known[value]
         path = Path(value)
-        if path.is_relative_to(folder):
-            return path.relative_to(folder).as_posix()
+        for known in (folder, self.place):  # what is on the shelf is named by what decided about it
+            if path.is_relative_to(known):
+                return path.relative_to(known).as_posix()
         return _tree(path) if path.is_dir() else file_sha256(path) if path.is_file() else value
 
     def _keep(self, folder: Path, kept: Path) -> None:

@@ -63,11 +63,14 @@ class Calibrated:
         return made
 
 
-def calibrated(model: ModelProto, calls: Sequence[Call], *, method: Calibration, weight_bits: int) -> Calibrated:
+def calibrated(
+    model: ModelProto, calls: Sequence[Call], *, method: Calibration, weight_bits: int, cut_ppm: int | None = None
+) -> Calibrated:
     graph = Graph(model)
     nodes = layers(graph) if by_products(graph) else graph.nodes
     tensors = {name for node in nodes for name in (*node.input, *node.output) if graph.is_float(name)}
-    return Calibrated(model=model, ranges=ranges(model, sorted(tensors), calls, method), weight_bits=weight_bits)
+    found = ranges(model, sorted(tensors), calls, method, cut_ppm=cut_ppm)
+    return Calibrated(model=model, ranges=found, weight_bits=weight_bits)
 
 
 def layers(graph: Graph) -> tuple[NodeProto, ...]:

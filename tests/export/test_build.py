@@ -1,5 +1,8 @@
 """Conversions, each in a real child: what they make of a model, and what they say where they cannot."""
 
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,8 @@ from seatrial.errors import ConversionFailed
 from seatrial.machine import Machine
 from seatrial.settings import Settings
 from seatrial_export import child, convert
-from seatrial_export.build import Built, building
-from seatrial_export.candidate import CANDIDATES, Candidate, Lost, Verdict
+from seatrial_export.build import Built, Workshop, building
+from seatrial_export.candidate import CANDIDATES, Candidate, Lost, Verdict, named
 from seatrial_export.child import Limits
 from seatrial_export.onnx_file import clean, name_axes, name_tensors
 from seatrial_export.quantize import weight_bits
@@ -23,14 +26,17 @@ from tests.export.models import linear_source, some_rows
 from tests.serving.models import save
 
 ON_ONNX_CPU = FLOAT, DYNAMIC, STATIC, PRUNED = CANDIDATES[:4]
+SMOOTHED = CANDIDATES[4]
 LIMITS = Limits(time_s=120, memory_bytes=4 * 2**30, threads=1)
 
 
 def built(source: Source, folder: Path, candidates: tuple[Candidate, ...]) -> list[Built | Lost]:
-    with building(
-        candidates, source, folder=folder, settings=Settings(home=folder), limits=LIMITS, tell=lambda *_: None
-    ) as underway:
-        return [each.result() for each in underway]
+    with building(candidates, workshop(source, folder)) as underway:
+        return [underway[each].result() for each in candidates]
+
+
+def workshop(source: Source, folder: Path) -> Workshop:
+    return Workshop(source=source, folder=folder, settings=Settings(home=folder), limits=LIMITS, tell=lambda *_: None)
 
 
 def operators(made: Built | Lost) -> set[str]:
@@ -98,12 +104,49 @@ def test_what_cannot_be_converted_is_lost_with_its_log_and_command_and_so_is_wha
 
 
 def test_an_error_meanwhile_ends_the_children(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), building(
-        ON_ONNX_CPU, linear_source(tmp_path), folder=tmp_path, settings=Settings(home=tmp_path), limits=LIMITS,
-        tell=lambda *_: None,
-    ) as underway:  # fmt: skip
+    with (
+        pytest.raises(KeyboardInterrupt),
+        building(ON_ONNX_CPU, workshop(linear_source(tmp_path), tmp_path)) as underway,
+    ):
         raise KeyboardInterrupt
-    assert all(each.cancelled() or isinstance(each.result(), Lost) for each in underway)
+    assert all(each.cancelled() or isinstance(each.result(), Lost) for each in underway.values())
+
+
+@dataclass
+class SimulatedWorkshop:
+    """Builds whatever is asked at once, but for what is pruned: that takes until it is `trained`."""
+
+    trained: threading.Event = field(default_factory=threading.Event)
+    given_up: threading.Event = field(default_factory=threading.Event)
+
+    def build_float(self, candidate: Candidate) -> Candidate:
+        if candidate.pruning:
+            assert self.trained.wait(20)
+        return candidate
+
+    def finish(self, candidate: Candidate, base: "Future[Candidate]") -> Built:
+        return Built(candidate=candidate, model=Path(base.result().name))
+
+
+def test_what_takes_long_to_build_keeps_nothing_else_waiting() -> None:
+    simulated = SimulatedWorkshop()
+    asked = (PRUNED, *named(["onnx-cpu-fp32-heads-50", "onnx-cpu-fp32-sparse-80"]), FLOAT, DYNAMIC, STATIC, SMOOTHED)
+    quick = {FLOAT, DYNAMIC, STATIC, SMOOTHED}
+    try:
+        with building(asked, simulated) as underway:  # type: ignore[arg-type]  # all of it that is asked
+            assert list(underway)[:4] == [FLOAT, DYNAMIC, STATIC, SMOOTHED]
+            for candidate in quick:
+                assert isinstance(underway[candidate].result(timeout=10), Built)
+            assert not any(underway[candidate].done() for candidate in asked if candidate not in quick)
+            simulated.trained.set()
+        for candidate in asked:
+            made = underway[candidate].result()
+            assert isinstance(made, Built)
+            assert candidate.pruning is None or made.model.name == candidate.name, (
+                "it waited for a float model of its own"
+            )
+    finally:
+        simulated.trained.set()
 
 
 TAKES_ITS_SIZE = """

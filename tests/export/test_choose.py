@@ -181,10 +181,17 @@ def test_two_are_undecided_where_they_may_be_equal_and_may_differ_by_more_than_3
 
     assert undecided(pair(1.0, 0.01), Budget(), Objective.CHEAPEST) == (), "known to be alike"
     assert undecided(pair(1.2, 0.01), Budget(), Objective.CHEAPEST) == (), "known to differ"
-    blurred = pair(1.01, 0.2)
+    assert undecided(pair(1.01, 0.2), Budget(), Objective.CHEAPEST) == (), "the simpler one is known to be as cheap"
+    blurred = pair(0.99, 0.2)
     assert set(map(id, undecided(blurred, Budget(), Objective.CHEAPEST))) == set(map(id, blurred))
     assert undecided(blurred, Budget(size_mb=1), Objective.CHEAPEST) == (), "neither can be chosen"
     assert undecided(blurred[:1], Budget(), Objective.CHEAPEST) == ()
+    better = [variant(FLOAT, row_ms=1.03, accuracy=0.91), variant(STATIC)]
+    assert len(undecided(better, Budget(), Objective.CHEAPEST)) == 2, "whether the better one is within 3 % decides"
+    worse = [variant(STATIC), variant(FLOAT, row_ms=1.03, accuracy=0.89)]
+    assert undecided(worse, Budget(), Objective.CHEAPEST) == (), "that the worse one may be within 3 % does not"
+    third = [variant(DYNAMIC), variant(STATIC, row_ms=1.005), *better[:1], variant(PRUNED, row_ms=1.2, accuracy=0.95)]
+    assert [each.candidate for each in undecided(third, Budget(), Objective.CHEAPEST)] == [DYNAMIC, FLOAT]
     smaller = [blurred[0], replace(blurred[1], size_bytes=1000)]
     assert undecided(smaller, Budget(), Objective.SIZE) == (), "its time does not matter"
 

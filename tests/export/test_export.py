@@ -181,6 +181,11 @@ def test_a_budget_that_nothing_meets_is_exit_code_3_and_the_front_is_shown(
         (("linear/1", "--objective", "fastest"), 2, "'fastest' is not one of"),
         (("linear/1", "--batch", "0"), 2, "0 is not in the range x>=1"),
         (("linear/1", "--batch", "65"), 1, "--batch 65 was not verified: the axis 'batch' goes from 1 to 64"),
+        (
+            ("linear/1", "--budget", "metric=0.9"),
+            1,
+            "metric=0.9 takes labelled rows to hold it against, and models:/linear/1 came",
+        ),
         (("linear/1", "--length", "8"), 1, "the model has no single axis beside the batch that may vary"),
         (("linear/1", "--minutes", "0"), 2, "0 is not in the range x>0"),
         (("linear/1", "--samples", "nowhere.npz"), 2, "'nowhere.npz' does not exist"),

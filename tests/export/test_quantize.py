@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -280,14 +281,32 @@ def test_the_layer_that_int8_harms_is_found(tmp_path: Path, monkeypatch: pytest.
     quantization = quantize.Job(
         model=str(picky(tmp_path / "picky.onnx")), mode="static", weight_bits=8, smallest={}, calibration="rows.npz"
     )
-    worst, *others = sensitivity.measure(sensitivity.Job(quantization=quantization, for_s=60)).layers
+    worst, *others = sensitivity.measure(sensitivity.Job(quantization=quantization)).layers
     assert (worst.name, worst.operator) == ("first", "Gemm")
     assert worst.noise is not None
     assert worst.noise > 0.1
     assert {other.name for other in others} == {"second", "third"}
     assert all(other.noise is not None and other.noise < 0.001 for other in others)
-    late = sensitivity.measure(sensitivity.Job(quantization=quantization, for_s=0)).layers
-    assert [layer.noise for layer in late] == [None, None, None]
+
+
+def test_layers_that_were_asked_before_the_time_was_over_are_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_arrays(tmp_path / "rows.npz", picky_rows(64))
+    quantization = quantize.Job(
+        model=str(picky(tmp_path / "picky.onnx")), mode="static", weight_bits=8, smallest={}, calibration="rows.npz"
+    )
+    late = sensitivity.Job(quantization=quantization, for_s=0)
+    nothing = sensitivity.measure(late)
+    assert ([layer.noise for layer in nothing.layers], nothing.whole) == ([None, None, None], False)
+    known = sensitivity.Layer(name="second", operator="Gemm", noise=0.25)
+    Path(sensitivity.NOTES).write_bytes(msgspec.json.encode(known) + b'\n{"name": "third", "oper')
+    assert [layer.noise for layer in sensitivity.measure(late).layers] == [0.25, None, None], "nor what is half a line"
+    whole = sensitivity.measure(msgspec.structs.replace(late, for_s=None))
+    assert whole.whole
+    assert known in whole.layers
+    assert sensitivity.measure(late) == whole
 
 
 def test_layers_left_in_float_read_and_answer_floats(tmp_path: Path) -> None:

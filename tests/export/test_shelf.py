@@ -10,9 +10,11 @@ import pytest
 
 from seatrial.errors import ConversionFailed
 from seatrial.files import kept_in, tree_bytes
-from seatrial_export import convert
+from seatrial_export import convert, quantize, sensitivity
 from seatrial_export.child import ANSWER, Limits
+from seatrial_export.samples import write_arrays
 from seatrial_export.shelf import REMEMBERED, Shelf
+from tests.export.models import some_rows
 from tests.serving.models import linear_onnx
 
 LIMITS = Limits(time_s=60, memory_bytes=2**31, threads=1)
@@ -69,6 +71,30 @@ def test_what_was_broken_is_made_anew_and_kept_again(run: Callable[..., convert.
     (kept / ANSWER).write_text('{"answer": {"oper')
     assert run("second", LIMITS) == made
     assert run("third", NO_TIME) == made
+
+
+@pytest.mark.slow
+def test_what_was_cut_short_is_not_kept_but_its_notes_are(shelf: Shelf, tmp_path: Path) -> None:
+    """How long a child may take is no part of what is asked."""
+    write_arrays(tmp_path / "rows.npz", some_rows(16))
+    how = quantize.Job(
+        model=str(linear_onnx(tmp_path / "linear.onnx")), mode="static", weight_bits=8, smallest={"batch": 1},
+        calibration=str(tmp_path / "rows.npz"),
+    )  # fmt: skip
+    notes = shelf.notes(sensitivity.__name__, how)
+
+    def ask(name: str, limits: Limits, for_s: float) -> sensitivity.Measured:
+        return shelf.run(
+            sensitivity.__name__, sensitivity.Job(quantization=how, notes=str(notes), for_s=for_s),
+            folder=tmp_path / name, answer=sensitivity.Measured, limits=limits, given_up=threading.Event(),
+        )  # fmt: skip
+
+    assert not ask("first", LIMITS, 0).whole
+    assert kept_in(shelf.place) == [notes.parent]
+    found = ask("second", LIMITS, 60)
+    assert found.whole
+    assert list(sensitivity.read_notes(notes).values()) == list(found.layers)
+    assert ask("third", NO_TIME, 5) == found
 
 
 def test_where_there_is_no_room_what_was_not_wanted_for_longest_goes(shelf: Shelf, tmp_path: Path) -> None:

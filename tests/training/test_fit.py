@@ -10,13 +10,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from seatrial.errors import InvalidRecipe
 from seatrial.settings import Settings
 from seatrial_training.data import Dataset, load_dataset
 from seatrial_training.evaluation import predictor, score
-from seatrial_training.fit import MONITORED, Epoch, Fitted, build_module, fine_tune, fit, learning_rate_factor
+from seatrial_training.fit import (
+    MONITORED,
+    Deadline,
+    Epoch,
+    Fitted,
+    OutOfTime,
+    build_module,
+    fine_tune,
+    fit,
+    learning_rate_factor,
+)
 from seatrial_training.recipe import Recipe, Schedule, load_recipe
 
 FEW_ROWS = 256
@@ -316,8 +327,48 @@ def test_fine_tuning_goes_on_from_the_weights_it_is_given(digits: Dataset) -> No
     result = fitted(made, digits)
     before = accuracy(result.module, digits)
     tuned = fine_tune(result.module, made, digits, epochs=1, learning_rate=1e-5)
-    assert not tuned.training
-    assert accuracy(tuned, digits) == pytest.approx(before, abs=0.05)
+    assert not tuned.module.training
+    assert not tuned.hurried
+    assert accuracy(tuned.module, digits) == pytest.approx(before, abs=0.05)
+
+
+def test_training_that_has_too_little_time_ends_with_the_best_that_it_had_and_as_calmly_as_a_short_one(
+    digits: Dataset,
+) -> None:
+    """There is time for two epochs and a half of twenty."""
+    made = recipe("epochs=20", *PLAIN, "batch_size=64", "schedule.warmup=0")
+    steps = len(digits.train) // 64
+    watch = Watch()
+    ended = fit(build_module(made, digits), made, digits, callbacks=[watch], deadline=watch.deadline(2.5 * steps))
+    assert ended.hurried
+    assert len(ended.epochs) == 3
+    assert watch.now == pytest.approx(2.5 * steps, abs=1)
+    assert ended.best == 1 + max(range(3), key=lambda number: ended.epochs[number].metrics[MONITORED])
+    rates = [epoch.metrics["learning_rate"] for epoch in ended.epochs]
+    assert rates[0] > rates[1] > rates[2]
+    assert rates[2] < 0.05 * made.optimizer.learning_rate
+    unhurried = fit(build_module(made, digits), made, digits, callbacks=[watch], deadline=watch.deadline(1000 * steps))
+    assert (unhurried.hurried, len(unhurried.epochs)) == (False, 20)
+
+
+def test_zeros_that_there_was_no_time_for_are_told(digits: Dataset) -> None:
+    made = recipe("epochs=8", *PLAIN, "pruning={kind: magnitude, sparsity: 0.5}")
+    watch = Watch()
+    with pytest.raises(OutOfTime, match="before all the zeros were there"):
+        fit(build_module(made, digits), made, digits, callbacks=[watch], deadline=watch.deadline(1))
+
+
+class Watch(Callback):
+    """A clock that ticks once for each step of a training that it is a callback of."""
+
+    now = 0.0
+
+    def deadline(self, for_s: float) -> Deadline:
+        self.now = 0.0
+        return Deadline(for_s, clock=lambda: self.now)
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.now += 1
 
 
 class Stopped(Exception):

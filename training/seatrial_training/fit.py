@@ -8,6 +8,7 @@ interrupted after any epoch ends with the same weights as one that was not (on e
 import logging
 import math
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ MONITORED = "validation_accuracy"
 EVALUATION_BATCH = 256
 UNTUNED = ("averaging", "early_stopping", "distillation", "quantization")
 """What fine-tuning leaves out of a recipe."""
+FIRST_PART = 0.1
+"""Of the time for training, in which nobody can say yet how fast it is: the first steps are slow."""
 NARROW = 8
 """Channels that fill a vector register of single precision."""
 
@@ -60,6 +63,8 @@ class Fitted:
     module: nn.Module
     epochs: tuple[Epoch, ...]
     best: int
+    hurried: bool = False
+    """Whether a bound on the time changed anything: the last epoch may not be whole, and some may be missing."""
 
 
 def build_module(recipe: Recipe, dataset: data.Dataset) -> nn.Module:
@@ -122,17 +127,21 @@ def fit(
     place: Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     callbacks: Sequence[Callback] = (),
+    deadline: "Deadline | None" = None,
 ) -> Fitted:
     """Train `module`, which is changed; `teacher` is whom it learns from where the recipe has a distillation.
 
     With a `place`, a checkpoint is kept there after every epoch, and a call that finds one goes on from it. `on_epoch`
-    is told each epoch before its checkpoint is written: after an interruption it may be told one a second time.
+    is told each epoch before its checkpoint is written: after an interruption it may be told one a second time. Raises
+    `OutOfTime` where the `deadline` came before there was anything to keep.
     """
+    deadline = deadline or Deadline(None)
     if place is None:
         with tempfile.TemporaryDirectory(prefix="seatrial-fit-") as aside:
             return fit(
-                module, recipe, dataset, teacher=teacher, place=Path(aside), on_epoch=on_epoch, callbacks=callbacks
-            )
+                module, recipe, dataset,
+                teacher=teacher, place=Path(aside), on_epoch=on_epoch, callbacks=callbacks, deadline=deadline,
+            )  # fmt: skip
     history = History(on_epoch)
     best, last = _checkpoints(place / "checkpoints", recipe)
     with _quiet(), _threads(recipe.threads), _sound_gradients(module), torch.random.fork_rng():
@@ -142,7 +151,7 @@ def fit(
             precision=choose_precision(recipe.precision),
             accumulate_grad_batches=recipe.accumulate,
             gradient_clip_val=recipe.gradient_clip,
-            callbacks=[*_as_the_recipe_wants(recipe), history, *callbacks, best, last],
+            callbacks=[*_as_the_recipe_wants(recipe), history, *callbacks, deadline, best, last],
             devices=1,
             logger=False,
             enable_progress_bar=False,
@@ -153,7 +162,7 @@ def fit(
         written = place / "checkpoints" / "last.ckpt"
         try:
             trainer.fit(
-                Learner(_laid_out(module.train(), torch.channels_last), recipe, lesson),
+                Learner(_laid_out(module.train(), torch.channels_last), recipe, lesson, deadline),
                 _training_batches(dataset.train, recipe),
                 _batches(dataset.validation),
                 ckpt_path=written if written.exists() else None,
@@ -161,10 +170,12 @@ def fit(
             )
         except SystemExit as asked_to:  # so Lightning ends at SIGINT, and at SIGTERM as if all were well
             raise KeyboardInterrupt from asked_to
+    if not best.best_model_path:
+        raise OutOfTime("the time for training was over before all the zeros were there that the recipe wants")
     kept = trainer.strategy.load_checkpoint(best.best_model_path, weights_only=True)
     module.load_state_dict(_of_module(kept["state_dict"]))
     module = _laid_out(module.to("cpu"), torch.contiguous_format)
-    return Fitted(module=module.eval(), epochs=tuple(history.epochs), best=kept["epoch"] + 1)
+    return Fitted(module=module.eval(), epochs=tuple(history.epochs), best=kept["epoch"] + 1, hurried=deadline.hurried)
 
 
 def _lesson(module: nn.Module, recipe: Recipe, dataset: data.Dataset, teacher: nn.Module | None) -> Lesson | None:
@@ -188,24 +199,31 @@ def _of_module(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fine_tune(
-    module: nn.Module, recipe: Recipe, dataset: data.Dataset, *, epochs: int, learning_rate: float
-) -> nn.Module:
-    """Train `module`, which is changed, for a few more epochs on its recipe's data; the result is in eval mode."""
+    module: nn.Module,
+    recipe: Recipe,
+    dataset: data.Dataset,
+    *,
+    epochs: int,
+    learning_rate: float,
+    for_s: float | None = None,
+) -> Fitted:
+    """Train `module`, which is changed, for a few more epochs on its recipe's data, or for so long as there is time."""
     optimizer = recipe.optimizer.model_copy(update={"learning_rate": learning_rate})
     changes = {"epochs": epochs, "optimizer": optimizer, **dict.fromkeys(UNTUNED)}
-    return fit(module, recipe.model_copy(update=changes), dataset).module
+    return fit(module, recipe.model_copy(update=changes), dataset, deadline=Deadline(for_s))
 
 
 class Learner(pl.LightningModule):
     """What Lightning trains: the module, its loss and its optimizer. Never leaves this file."""
 
-    def __init__(self, module: nn.Module, recipe: Recipe, lesson: Lesson | None) -> None:
+    def __init__(self, module: nn.Module, recipe: Recipe, lesson: Lesson | None, deadline: "Deadline") -> None:
         super().__init__()
         self.module = module
         self.projections = lesson.projections if lesson else nn.ModuleList()
         self.rounding = Rounding(recipe.quantization, module) if recipe.quantization else None
         self._recipe = recipe
         self._lesson = lesson
+        self._deadline = deadline
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         inputs, labels = batch
@@ -241,7 +259,10 @@ class Learner(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = _optimizer(self, self._recipe.optimizer)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, self._recipe.schedule))
+        schedule = LambdaLR(
+            optimizer,
+            lambda step: learning_rate_factor(self._deadline.moved_on(step, steps), steps, self._recipe.schedule),
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -273,6 +294,42 @@ class History(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epochs = [Epoch(number=i, metrics=metrics) for i, metrics in enumerate(state_dict["metrics"], start=1)]
+
+
+class Deadline(Callback):
+    """Ends training after `for_s`, with a validation, in the middle of an epoch if need be.
+
+    Where there will not be time for all steps the learning rate falls with the time that has passed, so that a training that is
+    cut short ends as calmly as a shorter one.
+    """
+
+    def __init__(self, for_s: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._for_s, self._clock = for_s, clock
+        self._began: float | None = None
+        self.hurried = False
+
+    def moved_on(self, step: int, steps: int) -> int:
+        """The step that training should be at by now, if that is later than `step`."""
+        due = min(steps, int(self._part * steps)) if self._part > FIRST_PART else 0
+        self.hurried |= due > step
+        return max(step, due)
+
+    @property
+    def _part(self) -> float:
+        if self._for_s is None or self._began is None:
+            return 0.0
+        return (self._clock() - self._began) / self._for_s if self._for_s > 0 else 1.0
+
+    def on_train_start(self, *_: Any) -> None:
+        self._began = self._clock()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self._part >= 1:
+            self.hurried = trainer.should_stop = True
+
+
+class OutOfTime(Exception):
+    """There is nothing that training could end with; the message is the reason."""
 
 
 class Rows(Dataset[Batch]):
