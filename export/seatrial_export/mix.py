@@ -62,7 +62,7 @@ class Mixer:
         """The static INT8 model that comes nearest to the source, if none comes near enough."""
         found: list[tuple[float, Built]] = []
         for built, examined in tried:
-            if isinstance(built, Built) and built.candidate.target == candidate.target and built.candidate.static:
+            if isinstance(built, Built) and _could_be_mixed(built.candidate, target=candidate.target):
                 if self._shortfall(examined) is None:
                     raise _Needless(f"{built.candidate.name} keeps the accuracy with all of its layers in INT8")
                 cosine = -1.0 if isinstance(examined, Lost) else examined.proof.agreement.cosine
@@ -109,6 +109,11 @@ class Mixer:
         number, verified = fewest
         kept = (msgspec.structs.replace(layer, kept=True) for layer in layers[:number])
         return Mixed(found=verified, layers=(*kept, *layers[number:]))
+
+
+def _could_be_mixed(candidate: Candidate, *, target: str) -> bool:
+    """What a pruned model loses, it mostly lost with its channels."""
+    return candidate.target == target and candidate.static and not candidate.pruning
 
 
 def find_fewest(most: int, attempt: Callable[[int], Result | None]) -> Result | None:

@@ -1,4 +1,4 @@
-"""The child that takes weights out of a model, fine-tunes what is left and converts it.
+"""The child that takes weights out of a model, has the whole model teach what is left, and converts that.
 
 `python -P -m seatrial_export.prune job.json`. How weights are taken out, training knows.
 """
@@ -13,7 +13,12 @@ from seatrial.errors import ConversionFailed
 from seatrial_export import child, convert
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from seatrial_models.architecture import Inputs
     from seatrial_training.data import Dataset
+    from seatrial_training.recipe import Pruning
+    from seatrial_training.retrainable import Retrainable
 
 Kind: TypeAlias = Literal["channels", "heads", "magnitude", "2:4"]
 
@@ -46,32 +51,44 @@ def prune(job: Job) -> Pruned:
     import torch
 
     from seatrial.settings import Settings
-    from seatrial_models import architecture
     from seatrial_models.program import to_program
     from seatrial_training.data import load_dataset
-    from seatrial_training.fit import fine_tune
-    from seatrial_training.pruning import take_out
     from seatrial_training.recipe import Pruning
     from seatrial_training.retrainable import NotRetrainable, read_retrainable
 
     retrainable = read_retrainable(Path(job.model))
     if isinstance(retrainable, NotRetrainable):
         raise ConversionFailed(retrainable.reason)
-    module = retrainable.module()
+    data = load_dataset(retrainable.recipe.data, Settings(home=Path(job.home), data=Path(job.data)))
     pruning = Pruning(kind=job.kind, sparsity=job.sparsity)
-    chosen = architecture(retrainable.architecture)
-    example = chosen.example(chosen.configure(retrainable.config), EXAMPLE_ROWS)
-    take_out(module, pruning, example)
-    recipe = retrainable.recipe
-    tuned = fine_tune(
+    module = taught(retrainable, pruning, with_own_validation(data), epochs=job.epochs)
+    torch.export.save(to_program(module, _example(retrainable), retrainable.signature), PROGRAM)
+    return Pruned(converted=convert.convert(job.conversion))
+
+
+def taught(retrainable: "Retrainable", pruning: "Pruning", dataset: "Dataset", *, epochs: float) -> "nn.Module":
+    """What `pruning` leaves of the module, trained on labels and on what the whole one answers, for this part of the
+    recipe's epochs."""
+    from seatrial_training.fit import fine_tune
+    from seatrial_training.pruning import take_out
+
+    module, recipe = retrainable.module(), retrainable.recipe
+    take_out(module, pruning, _example(retrainable))
+    return fine_tune(
         module.train(),
         recipe.model_copy(update={"pruning": pruning}),
-        with_own_validation(load_dataset(recipe.data, Settings(home=Path(job.home), data=Path(job.data)))),
-        epochs=max(1, round(job.epochs * recipe.epochs)),
+        dataset,
+        epochs=max(1, round(epochs * recipe.epochs)),
         learning_rate=recipe.optimizer.learning_rate,
+        teacher=retrainable.module(),
     )
-    torch.export.save(to_program(tuned, example, retrainable.signature), PROGRAM)
-    return Pruned(converted=convert.convert(job.conversion))
+
+
+def _example(retrainable: "Retrainable") -> "Inputs":
+    from seatrial_models import architecture
+
+    chosen = architecture(retrainable.architecture)
+    return chosen.example(chosen.configure(retrainable.config), EXAMPLE_ROWS)
 
 
 def with_own_validation(dataset: "Dataset") -> "Dataset":

@@ -320,6 +320,22 @@ def test_fine_tuning_goes_on_from_the_weights_it_is_given(digits: Dataset) -> No
     assert accuracy(tuned, digits) == pytest.approx(before, abs=0.05)
 
 
+def test_fine_tuning_learns_from_a_teacher_as_the_recipe_says_but_for_the_layers_that_it_names(digits: Dataset) -> None:
+    """Labels that are all the same count for nothing beside a teacher who has the whole weight."""
+    made = recipe("epochs=8", "distillation={teacher: models:/other/1, weight: 1, features: {gone: gone}}")
+    plain = made.model_copy(update={"distillation": None})
+    teacher = fitted(plain, digits).module
+    wrong = dataclasses.replace(digits, train=dataclasses.replace(digits.train, labels=digits.train.labels * 0))
+    alone, taught = (
+        accuracy(
+            fine_tune(build_module(plain, digits), made, wrong, epochs=8, learning_rate=1e-2, teacher=each), digits
+        )
+        for each in (None, teacher)
+    )
+    assert alone < 0.3
+    assert taught > accuracy(teacher, digits) - 0.1
+
+
 class Stopped(Exception):
     pass
 

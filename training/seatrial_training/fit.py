@@ -32,13 +32,15 @@ from seatrial_training.augment import Augmentation, augmentations, shrink
 from seatrial_training.distill import Ask, Lesson, as_it_is
 from seatrial_training.precision import choose_precision
 from seatrial_training.pruning import Sparsifier, epoch_of_all_zeros
-from seatrial_training.recipe import Optimizer, Recipe, Schedule
+from seatrial_training.recipe import Distillation, Optimizer, Recipe, Schedule
 from seatrial_training.rounding import Rounding
 
 MONITORED = "validation_accuracy"
 EVALUATION_BATCH = 256
-UNTUNED = ("averaging", "early_stopping", "distillation", "quantization")
-"""What fine-tuning leaves out of a recipe."""
+UNTUNED = ("averaging", "early_stopping", "quantization", "small_images")
+"""What fine-tuning leaves out of a recipe. Small images would undo what it knows of whole ones."""
+GIVEN = "that was given"
+"""What a teacher is called that has no name in a registry."""
 NARROW = 8
 """Channels that fill a vector register of single precision."""
 
@@ -188,12 +190,24 @@ def _of_module(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fine_tune(
-    module: nn.Module, recipe: Recipe, dataset: data.Dataset, *, epochs: int, learning_rate: float
+    module: nn.Module,
+    recipe: Recipe,
+    dataset: data.Dataset,
+    *,
+    epochs: int,
+    learning_rate: float,
+    teacher: nn.Module | None = None,
 ) -> nn.Module:
-    """Train `module`, which is changed, for a few more epochs on its recipe's data; the result is in eval mode."""
+    """Train `module`, which is changed, for a few more epochs on its recipe's data; the result is in eval mode.
+
+    It learns the answers of `teacher` too, where there is one: with the temperature and the weight of the recipe's own
+    distillation, if it has one, but no features.
+    """
     optimizer = recipe.optimizer.model_copy(update={"learning_rate": learning_rate})
-    changes = {"epochs": epochs, "optimizer": optimizer, **dict.fromkeys(UNTUNED)}
-    return fit(module, recipe.model_copy(update=changes), dataset).module
+    usual = recipe.distillation or Distillation(teacher=GIVEN)
+    lesson = usual.model_copy(update={"teacher": GIVEN, "features": {}}) if teacher else None
+    changes = {"epochs": epochs, "optimizer": optimizer, "distillation": lesson, **dict.fromkeys(UNTUNED)}
+    return fit(module, recipe.model_copy(update=changes), dataset, teacher=teacher).module
 
 
 class Learner(pl.LightningModule):
