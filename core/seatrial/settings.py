@@ -266,11 +266,11 @@ class Export(_Group):
     conversion_s: float = Field(default=600.0, gt=0)
     """Time that a conversion's child process has."""
     fine_tune_s: float = Field(default=3600.0, gt=0)
-    """Time that pruning and fine-tuning have."""
+    """Time that pruning has, and teaching what is left."""
     memory_bytes: int | None = Field(default=None, ge=2**28)
     """Resident memory that one child process may take; by default three quarters of what this machine gives us."""
     fine_tune_part: float = Field(default=0.3, gt=0)
-    """How many of its recipe's epochs a pruned model is trained for, as a part."""
+    """How many of its recipe's epochs a pruned model learns from the whole one, as a part."""
     calibration_rows: int = Field(default=256, ge=1)
     """Training rows that set the ranges of INT8 activations."""
     max_batch: int = Field(default=64, ge=1)

@@ -99,6 +99,7 @@ Answer = TypeVar("Answer", bound=msgspec.Struct)
 
 PRUNING: Mapping[Compression, tuple[prune.Kind, float]] = {
     Compression.PRUNED: ("channels", 0.5),
+    Compression.PRUNED_LESS: ("channels", 0.3),
     Compression.HEADS: ("heads", 0.5),
     Compression.SPARSE: ("magnitude", 0.8),
     Compression.SPARSE_2_4: ("2:4", 0.5),
@@ -156,7 +157,7 @@ class Workshop:
             raise _NotApplicable(f"pruning retrains, and {retrainable.reason}")
         if self.source.dataset is None:
             raise _NotApplicable(f"pruning retrains, and the data set '{retrainable.recipe.data}' is not here")
-        self.tell(candidate.name, "pruning and fine-tuning")
+        self.tell(candidate.name, "pruning and teaching")
         folder = self.folder / f"prune-{pruning}"
         kind, sparsity = PRUNING[pruning]
         job = prune.Job(

@@ -1,4 +1,4 @@
-"""The child that takes weights out of a model, fine-tunes what is left and converts it.
+"""The child that takes weights out of a model, has the whole model teach what is left, and converts that.
 
 `python -P -m seatrial_export.prune job.json`. How weights are taken out, training knows.
 """
@@ -13,7 +13,11 @@ from seatrial.errors import ConversionFailed
 from seatrial_export import child, convert
 
 if TYPE_CHECKING:
+    from seatrial_models.architecture import Inputs
     from seatrial_training.data import Dataset
+    from seatrial_training.fit import Fitted
+    from seatrial_training.recipe import Pruning
+    from seatrial_training.retrainable import Retrainable
 
 Kind: TypeAlias = Literal["channels", "heads", "magnitude", "2:4"]
 
@@ -49,35 +53,49 @@ def prune(job: Job) -> Pruned:
     import torch
 
     from seatrial.settings import Settings
-    from seatrial_models import architecture
     from seatrial_models.program import to_program
     from seatrial_training.data import load_dataset
-    from seatrial_training.fit import fine_tune
-    from seatrial_training.pruning import take_out
     from seatrial_training.recipe import Pruning
     from seatrial_training.retrainable import NotRetrainable, read_retrainable
 
     retrainable = read_retrainable(Path(job.model))
     if isinstance(retrainable, NotRetrainable):
         raise ConversionFailed(retrainable.reason)
-    module = retrainable.module()
+    data = load_dataset(retrainable.recipe.data, Settings(home=Path(job.home), data=Path(job.data)))
     pruning = Pruning(kind=job.kind, sparsity=job.sparsity)
-    chosen = architecture(retrainable.architecture)
-    example = chosen.example(chosen.configure(retrainable.config), EXAMPLE_ROWS)
-    take_out(module, pruning, example)
-    recipe = retrainable.recipe
-    meant = max(1, round(job.epochs * recipe.epochs))
-    tuned = fine_tune(
-        module.train(),
-        recipe.model_copy(update={"pruning": pruning}),
-        with_own_validation(load_dataset(recipe.data, Settings(home=Path(job.home), data=Path(job.data)))),
-        epochs=meant,
-        learning_rate=recipe.optimizer.learning_rate,
-        for_s=None if math.isinf(until) else until - time.monotonic(),
-    )
-    torch.export.save(to_program(tuned.module, example, retrainable.signature), PROGRAM)
+    meant = max(1, round(job.epochs * retrainable.recipe.epochs))
+    for_s = None if math.isinf(until) else until - time.monotonic()
+    tuned = taught(retrainable, pruning, with_own_validation(data), epochs=meant, for_s=for_s)
+    torch.export.save(to_program(tuned.module, _example(retrainable), retrainable.signature), PROGRAM)
     converted = convert.convert(job.conversion)
     return Pruned(converted=converted, epochs=len(tuned.epochs), meant=meant, whole=not tuned.hurried)
+
+
+def taught(
+    retrainable: "Retrainable", pruning: "Pruning", dataset: "Dataset", *, epochs: int, for_s: float | None = None
+) -> "Fitted":
+    """What `pruning` leaves of the module, trained on labels and on what the whole one answers."""
+    from seatrial_training.fit import fine_tune
+    from seatrial_training.pruning import take_out
+
+    module, recipe = retrainable.module(), retrainable.recipe
+    take_out(module, pruning, _example(retrainable))
+    return fine_tune(
+        module.train(),
+        recipe.model_copy(update={"pruning": pruning}),
+        dataset,
+        epochs=epochs,
+        learning_rate=recipe.optimizer.learning_rate,
+        for_s=for_s,
+        teacher=retrainable.module(),
+    )
+
+
+def _example(retrainable: "Retrainable") -> "Inputs":
+    from seatrial_models import architecture
+
+    chosen = architecture(retrainable.architecture)
+    return chosen.example(chosen.configure(retrainable.config), EXAMPLE_ROWS)
 
 
 def with_own_validation(dataset: "Dataset") -> "Dataset":

@@ -12,7 +12,7 @@ from seatrial.registry import BUNDLE_TAG, EXPORT_RUN_TAG, ModelRef
 from seatrial.registry.bundles import fetch_bundle
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
-from seatrial_export.candidate import CANDIDATES, Verdict, named
+from seatrial_export.candidate import Verdict, named
 from seatrial_export.choose import Budget
 from seatrial_export.export import Request, attempt, export
 from seatrial_export.publish import OF_TAG
@@ -26,11 +26,11 @@ def test_every_candidate_is_in_the_report_with_its_numbers_or_a_reason(exported_
     rows = {row.name: row for row in exported_digits.report.rows}
     assert list(rows) == [
         "onnx-cpu-fp32", "onnx-cpu-int8-dynamic", "onnx-cpu-int8-static", "onnx-cpu-fp32-pruned-50",
-        "onnx-cpu-int8-smoothed-static", "onnx-cpu-int8-static-mixed",
+        "onnx-cpu-int8-smoothed-static", "onnx-cpu-int8-static-mixed", "onnx-cpu-int8-pruned-50-static",
     ]  # fmt: skip
     assert all(row.reason for row in rows.values())
-    exact, static, pruned = (
-        rows[name] for name in ("onnx-cpu-fp32", "onnx-cpu-int8-static", "onnx-cpu-fp32-pruned-50")
+    exact, static, pruned, chain = (
+        rows[f"onnx-cpu-{name}"] for name in ("fp32", "int8-static", "fp32-pruned-50", "int8-pruned-50-static")
     )
     assert exact.quality is not None
     assert exact.agreement is not None
@@ -43,7 +43,12 @@ def test_every_candidate_is_in_the_report_with_its_numbers_or_a_reason(exported_
     assert pruned.size_bytes is not None
     assert static.size_bytes < exact.size_bytes / 2
     assert pruned.size_bytes < exact.size_bytes / 2
-    for row in (exact, static, pruned):
+    assert chain.size_bytes is not None
+    assert chain.size_bytes < pruned.size_bytes / 1.5
+    assert chain.quality is not None
+    assert pruned.quality is not None
+    assert chain.quality.value > pruned.quality.value - 0.03 > 0.85
+    for row in (exact, static, pruned, chain):
         assert row.alone is not None
         assert row.throughput is not None
         assert row.alone.low_ms <= row.alone.p50_ms <= row.alone.high_ms <= row.alone.p99_ms
@@ -88,7 +93,7 @@ def test_a_pruned_variant_is_probed_beside_its_source_with_gradients_of_its_own(
     exported_digits: ExportedDigits, tmp_path: Path
 ) -> None:
     settings = exported_digits.copy(tmp_path / "home").settings
-    pruned = [candidate for candidate in CANDIDATES if candidate.pruning]
+    pruned = named(["onnx-cpu-fp32-pruned-50"])
     attempted = attempt(Request(ref=REF, candidates=pruned, budget=Budget(accuracy_drop=0.5), probe=True), settings)
     [deltas] = attempted.report.deltas
     assert deltas.probed is not None
@@ -147,10 +152,12 @@ def test_an_export_repeated_in_another_home_has_the_same_digest_and_a_child_that
         bundle.rename(tmp_path / bundle.name)
     exported = export(Request(ref=REF, candidates=only), settings)
     assert exported.report.bundles == exported_digits.report.bundles
-    [cut] = [row for row in exported.report.rows if row.name != chosen]
-    assert (cut.verdict, cut.reason) == (Verdict.NOT_BUILT, "did not finish within 0.5 s and was killed")
-    assert "-m seatrial_export.prune job.json" in cut.command
-    assert Path(cut.log).is_file(), "what it takes to run it again stays"
+    pruned, quantized = (row for row in exported.report.rows if row.name != chosen)
+    for cut in (pruned, quantized):
+        assert (cut.verdict, cut.reason) == (Verdict.NOT_BUILT, "did not finish within 0.5 s and was killed")
+        assert "-m seatrial_export.prune job.json" in cut.command
+    assert pruned.command == quantized.command, "what both start from is made once"
+    assert Path(pruned.log).is_file(), "what it takes to run it again stays"
     assert exported.bundles["onnx-cpu"].path.is_relative_to(copy.home)
     version = EmbeddedRegistry(settings).resolve(REF)
     assert version.tags[EXPORT_RUN_TAG] == exported.report.run_id != exported_digits.report.run_id
@@ -216,7 +223,9 @@ def test_where_every_conversion_takes_too_much_memory_the_report_says_so(
     settings = Settings(home=copy.home, export={"memory_bytes": 2**28, "keep_mb": 0})
     attempted = attempt(Request(ref=REF), settings)
     assert attempted.unmet == ("onnx-cpu",)
-    *built, mixed = attempted.report.rows
+    rows = {row.name: row for row in attempted.report.rows}
+    mixed = rows.pop("onnx-cpu-int8-static-mixed")
+    built = rows.values()
     assert {row.verdict for row in built} == {Verdict.NOT_BUILT}
     assert all("MiB of memory, more than the 256 allowed" in row.reason for row in built)
     assert mixed.reason == "there is no static INT8 model whose layers could be"

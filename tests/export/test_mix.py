@@ -8,7 +8,7 @@ import pytest
 
 from seatrial.errors import ConversionFailed
 from seatrial_export.build import Built
-from seatrial_export.candidate import CANDIDATES, Candidate, Lost, Verdict
+from seatrial_export.candidate import CANDIDATES, Candidate, Lost, Verdict, named
 from seatrial_export.choose import Budget
 from seatrial_export.mix import Mixed, Mixer
 from seatrial_export.sensitivity import Layer
@@ -17,6 +17,7 @@ from tests.export.engines_at_will import verified
 from tests.serving.models import LinearBundle
 
 STATIC, MIXED = CANDIDATES[2], CANDIDATES[5]
+[PRUNED_STATIC] = named(["onnx-cpu-int8-pruned-50-static"])
 OVER = "was killed, because the time for the whole export did not allow more"
 LAYERS = tuple(Layer(name=f"layer{number}", operator="Conv", noise=1 / (1 + number)) for number in range(40))
 
@@ -27,14 +28,16 @@ class SimulatedWorkshop:
 
     until: int
     asked: list[int] = field(default_factory=list)
+    bases: set[Candidate] = field(default_factory=set)
 
     def sensitivity(self, *_: object) -> tuple[Layer, ...]:
         return LAYERS
 
-    def mix(self, candidate: Candidate, base: Built, floats: Sequence[str]) -> Built:  # noqa: ARG002
+    def mix(self, candidate: Candidate, base: Built, floats: Sequence[str]) -> Built:
         if len(self.asked) == self.until:
             raise ConversionFailed(OVER)
         self.asked.append(len(floats))
+        self.bases.add(base.candidate)
         return Built(candidate=candidate, model=Path("mixed.onnx"))
 
 
@@ -70,7 +73,14 @@ def test_where_static_int8_is_above_the_floor_nothing_is_mixed(tmp_path: Path) -
     assert workshop.asked == []
 
 
-def mix(workshop: SimulatedWorkshop, *, metric: float, folder: Path) -> Mixed:
+def test_a_pruned_model_is_neither_mixed_nor_taken_for_the_whole_one(tmp_path: Path) -> None:
+    workshop = SimulatedWorkshop(99)
+    found = mix(workshop, metric=0.9, folder=tmp_path, pruned=0.95).found
+    assert isinstance(found, Verified)
+    assert workshop.bases == {STATIC}
+
+
+def mix(workshop: SimulatedWorkshop, *, metric: float, folder: Path, pruned: float | None = None) -> Mixed:
     """Static INT8 has 80 % of its answers right, and with each layer in float one more of a hundred."""
     bundle = LinearBundle().write(folder)
 
@@ -84,5 +94,9 @@ def mix(workshop: SimulatedWorkshop, *, metric: float, folder: Path) -> Mixed:
         for_s=60,
         enough=True,
     )
-    static = Built(candidate=STATIC, model=Path("static.onnx")), verified(STATIC, bundle, accuracy=0.8)
-    return mixer.mix(MIXED, [static])
+    tried = [
+        (Built(candidate=each, model=Path("static.onnx")), verified(each, bundle, accuracy=accuracy))
+        for each, accuracy in ((PRUNED_STATIC, pruned), (STATIC, 0.8))
+        if accuracy is not None
+    ]
+    return mixer.mix(MIXED, tried)

@@ -371,6 +371,20 @@ class Watch(Callback):
         self.now += 1
 
 
+def test_fine_tuning_learns_from_a_teacher_as_the_recipe_says_but_for_the_layers_that_it_names(digits: Dataset) -> None:
+    """Labels that are all the same count for nothing beside a teacher who has the whole weight."""
+    made = recipe("epochs=8", "distillation={teacher: models:/other/1, weight: 1, features: {gone: gone}}")
+    plain = made.model_copy(update={"distillation": None})
+    teacher = fitted(plain, digits).module
+    wrong = dataclasses.replace(digits, train=dataclasses.replace(digits.train, labels=digits.train.labels * 0))
+    alone, taught = (
+        fine_tune(build_module(plain, digits), made, wrong, epochs=8, learning_rate=1e-2, teacher=each).module
+        for each in (None, teacher)
+    )
+    assert accuracy(alone, digits) < 0.3
+    assert accuracy(taught, digits) > accuracy(teacher, digits) - 0.1
+
+
 class Stopped(Exception):
     pass
 

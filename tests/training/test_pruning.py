@@ -15,7 +15,7 @@ from seatrial_models import architecture
 from seatrial_models.narrow import load_narrow
 from seatrial_training.data import Dataset, load_dataset
 from seatrial_training.fit import build_module, fit
-from seatrial_training.pruning import masks, parameters, sparsity_at, take_out
+from seatrial_training.pruning import channels_left, masks, parameters, sparsity_at, take_out
 from seatrial_training.recipe import Pruning, Recipe, load_recipe
 from seatrial_training.train import train
 from tests.digits import ExportedDigits
@@ -144,6 +144,19 @@ def test_what_has_fewer_channels_is_rebuilt_from_its_weights(name: str) -> None:
     with torch.inference_mode():
         assert torch.equal(again.eval()(**example), module.eval()(**example))
     assert {type(layer) for layer in again.modules()} == {type(layer) for layer in module.modules()}
+
+
+def test_whole_registers_of_channels_are_left_where_there_is_more_than_one() -> None:
+    assert [channels_left(width, 0.3) for width in (24, 48, 96, 192)] == [16, 32, 64, 136]
+    assert [channels_left(width, 0.5) for width in (24, 48, 96, 192)] == [16, 24, 48, 96]
+    assert [channels_left(width, 0.5) for width in (1, 3, 12, 16)] == [1, 1, 6, 8]
+    chosen = architecture("lenet5")
+    config = chosen.configure({"pixels": [1, 8, 8], "classes": 10, "maps": [16, 32], "hidden": [64, 31]})
+    module = chosen.build(config).eval()
+    take_out(module, Pruning(kind="channels", sparsity=0.3), chosen.example(config, 4))
+    assert [module.get_parameter(f"{name}.weight").shape[0] for name in ("c1", "c3", "c5", "f6", "output")] == [
+        8, 24, 48, 24, 10,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["text-transformer", "bert"])

@@ -33,13 +33,15 @@ from seatrial_training.augment import Augmentation, augmentations, shrink
 from seatrial_training.distill import Ask, Lesson, as_it_is
 from seatrial_training.precision import choose_precision
 from seatrial_training.pruning import Sparsifier, epoch_of_all_zeros
-from seatrial_training.recipe import Optimizer, Recipe, Schedule
+from seatrial_training.recipe import Distillation, Optimizer, Recipe, Schedule
 from seatrial_training.rounding import Rounding
 
 MONITORED = "validation_accuracy"
 EVALUATION_BATCH = 256
-UNTUNED = ("averaging", "early_stopping", "distillation", "quantization")
-"""What fine-tuning leaves out of a recipe."""
+UNTUNED = ("averaging", "early_stopping", "quantization", "small_images")
+"""What fine-tuning leaves out of a recipe. Small images would undo what it knows of whole ones."""
+GIVEN = "that was given"
+"""What a teacher is called that has no name in a registry."""
 FIRST_PART = 0.1
 """Of the time for training, in which nobody can say yet how fast it is: the first steps are slow."""
 NARROW = 8
@@ -206,11 +208,18 @@ def fine_tune(
     epochs: int,
     learning_rate: float,
     for_s: float | None = None,
+    teacher: nn.Module | None = None,
 ) -> Fitted:
-    """Train `module`, which is changed, for a few more epochs on its recipe's data, or for so long as there is time."""
+    """Train `module`, which is changed, for a few more epochs on its recipe's data, or for so long as there is time.
+
+    It learns the answers of `teacher` too, where there is one: with the temperature and the weight of the recipe's own
+    distillation, if it has one, but no features.
+    """
     optimizer = recipe.optimizer.model_copy(update={"learning_rate": learning_rate})
-    changes = {"epochs": epochs, "optimizer": optimizer, **dict.fromkeys(UNTUNED)}
-    return fit(module, recipe.model_copy(update=changes), dataset, deadline=Deadline(for_s))
+    usual = recipe.distillation or Distillation(teacher=GIVEN)
+    lesson = usual.model_copy(update={"teacher": GIVEN, "features": {}}) if teacher else None
+    changes = {"epochs": epochs, "optimizer": optimizer, "distillation": lesson, **dict.fromkeys(UNTUNED)}
+    return fit(module, recipe.model_copy(update=changes), dataset, teacher=teacher, deadline=Deadline(for_s))
 
 
 class Learner(pl.LightningModule):

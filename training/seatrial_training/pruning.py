@@ -25,6 +25,8 @@ from seatrial_training.recipe import Pruning, Recipe
 
 RISES = 32
 """How often the zeros become more on the way: sorting all weights at every step would cost more than the step."""
+REGISTER = 8
+"""Channels that fill a vector register of AVX2. Kernels compute whole registers, whatever is in them."""
 GROUP, KEPT = 4, 2
 
 
@@ -49,6 +51,9 @@ def _take_channels_out(module: nn.Module, ratio: float, example: Inputs) -> None
     """Remove this part of each layer's channels, those whose weights are smallest, together with what reads them."""
     import torch_pruning
 
+    widths = {layer: weight.shape[0] for layer, weight in _layers(module).items()}
+    # The pruner rounds down what is left; half a channel more keeps it from rounding down a whole number.
+    ratios = {layer: 1 - (channels_left(width, ratio) + 0.5) / width for layer, width in widths.items()}
     with warnings.catch_warnings():
         # Says that it takes parameters outside of layers for what they are not; we let it prune none of those.
         warnings.filterwarnings("ignore", message="Unwrapped parameters detected")
@@ -56,10 +61,16 @@ def _take_channels_out(module: nn.Module, ratio: float, example: Inputs) -> None
             module,
             example,
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio=ratio,
+            pruning_ratio_dict=ratios,
             ignored_layers=_kept_whole(module),
             forward_fn=lambda model, inputs: model(**inputs),
         ).step()
+
+
+def channels_left(width: int, ratio: float) -> int:
+    """About as many as `ratio` leaves: whole registers, where there is more than one."""
+    left = max(1, math.floor((1 - ratio) * width + 1e-9))
+    return left if left < REGISTER else REGISTER * math.floor(left / REGISTER + 0.5)
 
 
 def _kept_whole(module: nn.Module) -> list[nn.Module]:
@@ -162,4 +173,9 @@ def _two_of_four(weight: Tensor) -> Tensor:
 
 
 def _products(module: nn.Module) -> list[Tensor]:
-    return [layer.weight for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    return list(_layers(module).values())
+
+
+def _layers(module: nn.Module) -> dict[nn.Module, Tensor]:
+    """Convolutions and matrix products, with their weights."""
+    return {layer: layer.weight for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)}

@@ -84,7 +84,7 @@ class Pruning(_Part):
     """Whole channels, or attention heads, which go before the training begins; or single weights, which become zeros:
     the smallest of all, or two of every four, which GPUs with sparse tensor cores can make use of."""
     sparsity: float = Field(default=0.5, gt=0, lt=1)
-    """The part that goes."""
+    """The part that goes; of channels about that, so that whole registers of eight are left where a layer has more."""
     scope: Literal["global", "layer"] = "global"
     """Of `magnitude`: whether the smallest weights are looked for in the whole network or in each layer."""
     ramp: float = Field(default=0.5, ge=0, lt=1)
