@@ -89,7 +89,7 @@ def report(found: Mapping[str, Mapping[Candidate, Cell]]) -> str:
 
 
 def _cells(architecture: Architecture[Any], place: Path, engines: ExitStack, *, rounds: int) -> dict[Candidate, Cell]:
-    source = _source(architecture, place)
+    source = source_of(architecture, place)
     examined = list(_examined(source, place))
     verified = {each.candidate: each for each in examined if isinstance(each, Verified)}
     opened = {
@@ -111,7 +111,7 @@ def _cells(architecture: Architecture[Any], place: Path, engines: ExitStack, *, 
     return cells
 
 
-def _source(architecture: Architecture[Any], place: Path) -> Source:
+def source_of(architecture: Architecture[Any], place: Path) -> Source:
     config = architecture.small[0]
     torch.manual_seed(0)
     signature = architecture.signature(config)

@@ -10,7 +10,9 @@ import hypothesis
 import pytest
 
 from seatrial.settings import Settings
+from seatrial_export.web import KNOWN_VERSION, hindrance
 from tests.digits import ExportedDigits
+from tests.tools import absent, tool
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,6 +83,29 @@ def exported_digits(shared: Path, migrated_store: Path) -> ExportedDigits:
             shutil.copyfile(migrated_store, place / "mlflow.db")
             subprocess.run([sys.executable, "-m", "tests.digits", str(place)], check=True, cwd=ROOT)
     return digits
+
+
+@pytest.fixture(scope="session")
+def with_web(shared: Path) -> Settings:
+    """Settings that have ONNX Runtime Web, from the npm registry."""
+    npm = tool("npm")
+    with once(shared, "npm") as place:
+        settings = Settings(home=place)
+        if hindrance(settings):
+            package = f"onnxruntime-web@{KNOWN_VERSION}"
+            install = [
+                npm,
+                "install",
+                "--silent",
+                "--ignore-scripts",
+                "--omit=optional",
+                "--prefix",
+                str(place),
+                package,
+            ]
+            if subprocess.run(install, check=False, timeout=240).returncode:
+                absent(f"npm cannot install {package}")
+    return settings
 
 
 MIGRATE = """

@@ -5,6 +5,7 @@ server asks it before it opens a bundle, export before it builds one.
 """
 
 import platform
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,12 +21,21 @@ PROVIDER = "provider"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """`package` is the Python package that it runs in, `extra` the extra that brings it."""
+    """`package` is the Python package that it runs in, `extra` the extra that brings it; or it runs in one of `programs`.
 
-    package: str
-    extra: str
+    Files for an engine that is `elsewhere`, on somebody's telephone or in their browser, can be built where it cannot run;
+    one that needs a `system` runs on no other.
+    """
+
+    package: str = ""
+    extra: str = ""
     gpu: bool = False
+    programs: tuple[str, ...] = ()
+    system: str = ""
+    elsewhere: bool = False
 
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 ENGINES: Mapping[str, Kind] = {
     "onnxruntime": Kind(package="onnxruntime", extra="serving"),
@@ -34,7 +44,11 @@ ENGINES: Mapping[str, Kind] = {
     "aotinductor": Kind(package="torch", extra="torch"),
     "torchscript": Kind(package="torch", extra="torch"),
     "tensorrt": Kind(package="tensorrt", extra="tensorrt", gpu=True),
+    "onnxruntime-web": Kind(programs=BROWSERS, elsewhere=True),
 }
+
+SYSTEMS: Mapping[str, str] = {"Darwin": "macOS"}
+"""What a person calls each that Python calls otherwise."""
 
 PROVIDERS: Mapping[str, str] = {
     "cpu": "CPUExecutionProvider",
@@ -62,9 +76,18 @@ def obstacle(engine: EngineSpec, hardware: Hardware | None = None) -> str | None
             first_device()
         except NoDevice as why:
             return str(why)
-    if find_spec(kind.package) is None:
-        return f"the Python package '{kind.package}' is not installed; pip install 'seatrial[{kind.extra}]' brings it"
-    return _missing_provider(provider) or _misfit(engine, hardware)
+    return _not_installed(kind) or _elsewhere(kind) or _missing_provider(provider) or _misfit(engine, hardware)
+
+
+def hindrance(engine: EngineSpec) -> str | None:
+    """Why no files for `engine` can be built here, in one clause. Where that is possible, it may still be unable to run them."""
+    kind = ENGINES.get(engine.name)
+    return _not_installed(kind) if kind and kind.elsewhere else obstacle(engine)
+
+
+def program(engine: str) -> str | None:
+    """The path of the first program here that `engine` runs in."""
+    return next((found for name in ENGINES[engine].programs if (found := shutil.which(name))), None)
 
 
 def fingerprint(engine: str) -> Hardware:
@@ -78,9 +101,11 @@ def fingerprint(engine: str) -> Hardware:
 
 
 def installed(engine: str) -> str:
-    """The version of what runs it, under whichever name it was distributed."""
+    """The version of what runs it, under whichever name it was distributed, or where the program is."""
     from importlib.metadata import PackageNotFoundError, version
 
+    if found := program(engine):
+        return found
     package = ENGINES[engine].package
     for name in (package, f"{package}-gpu"):
         try:
@@ -88,6 +113,20 @@ def installed(engine: str) -> str:
         except PackageNotFoundError:
             continue
     return "of unknown version"
+
+
+def _not_installed(kind: Kind) -> str | None:
+    if kind.package and find_spec(kind.package) is None:
+        return f"the Python package '{kind.package}' is not installed; pip install 'seatrial[{kind.extra}]' brings it"
+    return None
+
+
+def _elsewhere(kind: Kind) -> str | None:
+    if kind.system and platform.system() != kind.system:
+        return f"it runs on {SYSTEMS[kind.system]} alone, and this is {platform.system()}"
+    if kind.programs and not any(map(shutil.which, kind.programs)):
+        return f"it runs in a browser, and there is none of {', '.join(kind.programs)} on the PATH"
+    return None
 
 
 def _missing_provider(provider: str) -> str | None:

@@ -84,6 +84,12 @@ def tree_bytes(pid: int) -> int:
     return sum(_rollup_bytes(each, "Pss:") for each in (pid, *_descendants(pid)))
 
 
+def anonymous_bytes(pid: int) -> int:
+    """Resident memory of a process and all that it started, of pages that no file is behind."""
+    statuses = ((_read(Path(f"/proc/{each}/status")) or "").splitlines() for each in (pid, *_descendants(pid)))
+    return sum(int(line.split()[1]) * 1024 for lines in statuses for line in lines if line.startswith("RssAnon:"))
+
+
 def gpus() -> tuple[str, ...]:
     """The names of NVIDIA GPUs with their driver, as `nvidia-smi` tells them; empty where there is none."""
     if shutil.which("nvidia-smi") is None:

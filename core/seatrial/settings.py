@@ -286,6 +286,8 @@ class Export(_Group):
     its two engines."""
     keep_mb: float = Field(default=2000.0, ge=0)
     """Room for what conversions made and what was proved, below the home, for the next export of the same; 0 keeps nothing."""
+    web_runtime: Path | None = None
+    """The folder of the npm package onnxruntime-web; by default `node_modules/onnxruntime-web` in the home directory."""
     trusted_models: tuple[str, ...] = ()
     """Names of registered models that are opened as if with --trust."""
 
@@ -373,6 +375,10 @@ class Settings(BaseSettings):
     @property
     def triton_environment(self) -> Path:
         return self.triton.environment or self.home / "triton"
+
+    @property
+    def web_runtime(self) -> Path:
+        return self.export.web_runtime or self.home / "node_modules" / "onnxruntime-web"
 
     @property
     def tracking_uri(self) -> str:

@@ -16,13 +16,13 @@ from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from seatrial.engines import obstacle
+from seatrial.engines import hindrance
 from seatrial.errors import ConversionFailed
 from seatrial.machine import this_machine
 from seatrial.settings import Settings
 from seatrial.tensors import Signature
-from seatrial_export import convert, package, prune, quantize, sensitivity, study
-from seatrial_export.candidate import Calibration, Candidate, Compression, Lost, Precision, Verdict
+from seatrial_export import convert, package, prune, quantize, sensitivity, study, web
+from seatrial_export.candidate import ONNX_WEB, Calibration, Candidate, Compression, Lost, Precision, Verdict
 from seatrial_export.child import AT_ONCE, Bounded, Limits
 from seatrial_export.program import TORCH_PROGRAM
 from seatrial_export.samples import calls, count, joined, write_arrays
@@ -40,12 +40,14 @@ Tell: TypeAlias = Callable[[str, str], None]
 class Built:
     """A file, not yet proved. `program` is what it was converted from, where that is not the source's own.
 
-    `recorded` says how its compression was really done here; `quantization` is the job of the child that quantized it.
-    `note` is a clause for the report, of what was not done as it was meant.
+    `beside` are files that belong into its bundle too, by their names there. `recorded` says how its compression was really
+    done here; `quantization` is the job of the child that quantized it. `note` is a clause for the report, of what was not done
+    as it was meant.
     """
 
     candidate: Candidate
     model: Path
+    beside: Mapping[str, Path] = field(default_factory=dict)
     program: Path | None = None
     recorded: tuple[str, ...] = ()
     quantization: quantize.Job | None = None
@@ -80,7 +82,7 @@ def building(
             for _, some in groupby(sorted(candidates, key=_effort), key=_effort):
                 alike = list(some)
                 # Their float models come first in the queue: nothing that waits for one can keep it from being built.
-                onnx = [each for each in alike if not each.of_torch and obstacle(each.engine) is None]
+                onnx = [each for each in alike if not each.of_torch and workshop.hindrance(each) is None]
                 simplest = {candidate.pruning: candidate for candidate in reversed(onnx)}
                 floats = {pruning: pool.submit(workshop.build_float, each) for pruning, each in simplest.items()}
                 underway |= {each: pool.submit(workshop.finish, each, floats.get(each.pruning)) for each in alike}
@@ -123,7 +125,7 @@ class Workshop:
 
     def finish(self, candidate: Candidate, base: "Future[_Float] | None") -> Built | Lost:
         try:
-            if why := obstacle(candidate.engine):
+            if why := self.hindrance(candidate):
                 raise _NotApplicable(why)
             if candidate.of_torch:
                 return self._package(candidate)
@@ -134,11 +136,18 @@ class Workshop:
         except ConversionFailed as error:
             return unbuilt(candidate, error)
 
+    def hindrance(self, candidate: Candidate) -> str | None:
+        """Why it cannot be built here, in one clause."""
+        if candidate.target == ONNX_WEB and (why := web.hindrance(self.settings)):
+            return why
+        return hindrance(candidate.engine)
+
     def _finish(self, candidate: Candidate, base: _Float) -> Built:
         if candidate.precision is Precision.BF16 and not BF16_FEATURES & set(this_machine().features):
             raise _NotApplicable(f"this CPU has none of {', '.join(sorted(BF16_FEATURES))}")
         if candidate.precision in (Precision.FP32, Precision.BF16):  # it is the engine that computes in BF16
-            return Built(candidate=candidate, model=base.model, program=base.program, note=base.note)
+            beside = web.beside(self.settings) if candidate.target == ONNX_WEB else {}
+            return Built(candidate=candidate, model=base.model, beside=beside, program=base.program, note=base.note)
         return self._quantize(candidate, base)
 
     def build_float(self, candidate: Candidate) -> _Float:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 
 from seatrial.bundle import EngineSpec, VariantName
 from seatrial.engines import PROVIDER
@@ -146,6 +147,7 @@ class Candidate:
 
 
 ONNX_CPU, ONNX_CUDA, ONNX_TENSORRT = "onnx-cpu", "onnx-cuda", "onnx-tensorrt"
+ONNX_WEB = "onnx-web"
 OPENVINO_CPU, PT2_CPU, AOTI_CPU = "openvino-cpu", "pt2-cpu", "aoti-cpu"
 TORCHSCRIPT_CPU = "torchscript-cpu"
 
@@ -157,6 +159,7 @@ ENGINES: Mapping[str, EngineSpec] = {
     TORCHSCRIPT_CPU: EngineSpec(name="torchscript"),
     ONNX_CUDA: EngineSpec(name="onnxruntime", options={PROVIDER: "cuda"}),
     ONNX_TENSORRT: EngineSpec(name="onnxruntime", options={PROVIDER: "tensorrt"}),
+    ONNX_WEB: EngineSpec(name="onnxruntime-web"),
 }
 """What runs each target's files."""
 IN_BF16 = {"INFERENCE_PRECISION_HINT": "bf16"}
@@ -179,6 +182,7 @@ CANDIDATES = (
     Candidate(target=ONNX_TENSORRT, precision=Precision.FP32),
     Candidate(target=ONNX_CUDA, precision=Precision.FP16),
     Candidate(target=ONNX_TENSORRT, precision=Precision.FP16),
+    Candidate(target=ONNX_WEB, precision=Precision.FP32),
 )
 """From simple to intricate: of two variants that cannot be told apart, the earlier is chosen."""
 
@@ -224,16 +228,22 @@ class Verdict(StrEnum):
     NOT_ENOUGH_EVIDENCE = "not enough evidence"
     UNFAITHFUL = "answers differently"
     NOT_MEASURED = "not measured"
+    UNVERIFIED = "unverified"
     NOT_BUILT = "not built"
     NOT_APPLICABLE = "not applicable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """A candidate that never became a variant, with the reason in one sentence."""
+    """A candidate that never became a variant, with the reason in one sentence.
+
+    Of an unverified one `files` is the folder that was built, and `size_bytes` the model's size in it.
+    """
 
     candidate: Candidate
     verdict: Verdict
     reason: str
     log: str = ""
     command: str = ""
+    files: Path | None = None
+    size_bytes: int | None = None

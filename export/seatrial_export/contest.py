@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from seatrial.bundle import MAIN
 from seatrial.bundle.evidence import Timing
 from seatrial.errors import ConversionFailed, InvalidSettings
 from seatrial.tensors import DynamicAxis, Signature
@@ -244,7 +243,7 @@ class _Contest:
             throughput=self._timing(name, throughput),
             row_ms=self._rounds[throughput].typical_ms(name) / self._batch(throughput),
             rounds=self._rounds[throughput].medians(name),
-            size_bytes=verified.bundle.file(verified.bundle.manifest.graphs[MAIN]).stat().st_size,
+            size_bytes=verified.bundle.model_bytes,
             memory_bytes=engine.memory_bytes,
             load_s=engine.load_s,
             more=tuple(self._timing(name, size) for size in sizes if size not in (alone, throughput)),

@@ -39,7 +39,7 @@ from seatrial_export.mix import Mixed, Mixer, Tried
 from seatrial_export.page import PAGE, draw
 from seatrial_export.publish import REPORT_FOLDER, export_run
 from seatrial_export.quality import ENOUGH_ROWS
-from seatrial_export.report import Report, Row, rows, verdict_sentence
+from seatrial_export.report import Report, Row, rows, unverified_folder, verdict_sentence
 from seatrial_export.samples import count
 from seatrial_export.search import Found as Searched
 from seatrial_export.search import Search, Searcher, some_rows
@@ -88,21 +88,28 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """`bundles` has one for each target that has a winner; `page` is the address of the report in the registry."""
+    """`bundles` has one for each target that has a winner; `page` is the address of the report in the registry, below that of
+    the run's `artifacts`."""
 
     report: Report
     bundles: dict[str, Bundle]
-    page: str
+    artifacts: str
     unmet: tuple[str, ...]
     """The targets without a winner."""
+
+    @property
+    def page(self) -> str:
+        return f"{self.artifacts}/{REPORT_FOLDER}/{PAGE}"
 
     def check(self) -> None:
         """Raise `BudgetNotMet` where a target has no variant that meets the budget."""
         if self.unmet:
             budget = ", ".join(f"{key}={limit:g}" for key, limit in self.report.budget.items())
+            unverified = [row.name for row in self.report.rows if row.verdict is Verdict.UNVERIFIED]
+            never_run = f"; {', '.join(unverified)} could not be run here, and nobody can choose what was never run"
             raise BudgetNotMet(
-                f"no variant of {self.report.model} for {', '.join(self.unmet)} meets the budget {budget}; the report "
-                f"says by how much each misses it: {self.page}"
+                f"no variant of {self.report.model} for {', '.join(self.unmet)} meets the budget {budget}"
+                f"{never_run if unverified else ''}; the report says by how much each misses it: {self.page}"
             )
 
 
@@ -123,17 +130,18 @@ def attempt(request: Request, settings: Settings, *, tell: Tell = lambda *_: Non
     version = registry.resolve(request.ref)
     with workplace(settings.home, version) as place, export_run(registry, version, settings) as run:
         work = Work(request=request, version=version, settings=settings, place=place, tell=tell)
-        report, bundles = work.do(run.id)
+        report, bundles, unverified = work.do(run.id)
         draw(report, place / PAGE)
         run.publish(
-            bundles, report, page=place / PAGE, store=settings.bundles, tell=functools.partial(tell, "registry")
-        )
+            bundles, report, unverified=unverified, page=place / PAGE, store=settings.bundles,
+            tell=functools.partial(tell, "registry"),
+        )  # fmt: skip
         if not report.logs:  # else what a failed child left stays, to be looked at
             shutil.rmtree(place)
     return Exported(
         report=report,
         bundles=bundles,
-        page=f"{run.artifacts}/{REPORT_FOLDER}/{PAGE}",
+        artifacts=run.artifacts,
         unmet=tuple(target for target in request.targets if target not in bundles),
     )
 
@@ -166,8 +174,8 @@ class Work:
     clock: Clock = time.monotonic
     began: float = field(default_factory=time.monotonic)
 
-    def do(self, run_id: str) -> tuple[Report, dict[str, Bundle]]:
-        """All steps."""
+    def do(self, run_id: str) -> tuple[Report, dict[str, Bundle], dict[str, Path]]:
+        """All steps. What is unverified comes by the folder of the run where it belongs."""
         with self.stand() as stand:
             examined = self.examine(stand)
             with self._step("measuring"), undisturbed(self.settings.home):
@@ -179,7 +187,8 @@ class Work:
             deltas = self._compare(judgements, examined)
         found = rows(examined.candidates, judgements, examined.lost + outcome.lost, examined.layers)
         report = self._report(found, bundles, examined.source, examined.notes + outcome.notes, run_id=run_id)
-        return msgspec.structs.replace(report, deltas=deltas, searches=examined.searches), bundles
+        unverified = {unverified_folder(each): each.files for each in examined.lost if each.files}
+        return msgspec.structs.replace(report, deltas=deltas, searches=examined.searches), bundles, unverified
 
     def stand(self) -> Stand:
         limits = self._limits

@@ -116,7 +116,12 @@ def draw(report: Report, path: Path) -> None:
 
 def _kind(verdict: Verdict) -> str:
     """Which of the page's few colours a verdict has."""
-    kinds = {Verdict.CHOSEN: "chosen", Verdict.ADMITTED: "admitted", Verdict.NOT_APPLICABLE: "aside"}
+    kinds = {
+        Verdict.CHOSEN: "chosen",
+        Verdict.ADMITTED: "admitted",
+        Verdict.NOT_APPLICABLE: "aside",
+        Verdict.UNVERIFIED: "aside",
+    }
     return kinds.get(verdict, "refused")
 
 

@@ -7,7 +7,7 @@ leaves a run that says RUNNING, which the next export from the same home takes o
 
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from seatrial.registry import BUNDLE_TAG, EXPORT_RUN_TAG, ModelRef, ModelVersion
 from seatrial.registry.bundles import ARTIFACT_FOLDER, fetch_bundle
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
+from seatrial_export.candidate import Verdict
 from seatrial_export.report import Report, Row
 
 EXPERIMENT = "seatrial/export"
@@ -39,11 +40,23 @@ class ExportRun:
     version: ModelVersion
 
     def publish(
-        self, bundles: dict[str, Bundle], report: Report, *, page: Path, store: Path, tell: Callable[[str], None]
+        self,
+        bundles: dict[str, Bundle],
+        report: Report,
+        *,
+        unverified: Mapping[str, Path],
+        page: Path,
+        store: Path,
+        tell: Callable[[str], None],
     ) -> None:
-        """Log everything, and only then let the version name its new bundles, one for each target."""
+        """Log everything, and only then let the version name its new bundles, one for each target.
+
+        What is `unverified`, a folder of the run by its origin, is kept for whoever can run it. No version ever names it.
+        """
         tell("logging report and variants")
         self._log_report(report, page)
+        for folder, origin in unverified.items():
+            self.registry.client.log_artifacts(self.id, str(origin), folder)
         outputs = self._log_variants(report.rows)
         if bundles:
             tell("logging the bundle")
@@ -72,11 +85,11 @@ class ExportRun:
         client.set_tag(self.id, VERDICT_TAG, report.verdict)
 
     def _log_variants(self, rows: Sequence[Row]) -> list[LoggedModelOutput]:
-        """Each candidate that was measured, as a LoggedModel; what the run can name as its outputs."""
+        """Each candidate that was measured or is unverified, as a LoggedModel; what the run can name as its outputs."""
         client = self.registry.client
         outputs, metrics = [], []
         for row in rows:
-            if row.row_ms is None:
+            if row.row_ms is None and row.verdict is not Verdict.UNVERIFIED:
                 continue
             model = client.create_logged_model(
                 self.experiment,

@@ -17,7 +17,8 @@ from seatrial_export.sensitivity import Layer
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate; what was not measured is None. `row_ms` is its cost: latency per row in the largest batch that was timed.
 
-    `layers` are those that were asked what INT8 costs them, the worst first.
+    `layers` are those that were asked what INT8 costs them, the worst first. `files` is where an unverified one was put, among
+    the run's artifacts.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[Layer, ...] = ()
     log: str = ""
     command: str = ""
+    files: str = ""
 
     def metrics(self) -> dict[str, float]:
         """The numbers, by the names that MLflow shows."""
@@ -107,11 +109,19 @@ def rows(
     return tuple(found[candidate] for candidate in candidates)
 
 
+def unverified_folder(lost: Lost) -> str:
+    """Among the run's artifacts."""
+    return f"unverified/{lost.candidate.name}"
+
+
 def verdict_sentence(target: str, rows: Sequence[Row]) -> str:
     """The outcome for `target`, in one sentence."""
     of_target = [row for row in rows if row.target == target]
     winner = next((row for row in of_target if row.verdict is Verdict.CHOSEN), None)
     if winner is None:
+        unverified = [row.name for row in of_target if row.verdict is Verdict.UNVERIFIED]
+        if unverified:
+            return f"Nothing for {target} can be chosen: {', '.join(unverified)} could not be run here."
         return f"No variant for {target} meets the budget."
     words = f"{winner.name} was chosen: {_quality_words(winner.quality)}"
     base = next((row for row in of_target if not row.compression and row is not winner), None)
@@ -160,6 +170,8 @@ def _lost(lost: Lost) -> Row:
         compression=lost.candidate.steps,
         verdict=lost.verdict,
         reason=lost.reason,
+        size_bytes=lost.size_bytes,
         log=lost.log,
         command=lost.command,
+        files=unverified_folder(lost) if lost.files else "",
     )

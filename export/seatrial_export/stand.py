@@ -28,6 +28,7 @@ import numpy as np
 from seatrial.bundle import Bundle, open_bundle
 from seatrial.engines import ENGINES
 from seatrial.errors import ConversionFailed, SeatrialError
+from seatrial.machine import anonymous_bytes
 from seatrial_export import child
 from seatrial_export.child import Limits
 from seatrial_export.samples import Inputs, read_arrays
@@ -148,7 +149,7 @@ class Stand:
         """Have the library of `engine` imported, in the background, if it has not been."""
         package = ENGINES[engine].package
         if package not in self._libraries:
-            library = _Library(package, self._folder / f"stand-{package}", self._terms)
+            library = _Library(package, self._folder / f"stand-{package or engine}", self._terms)
             self._libraries[package] = self._stack.enter_context(closing(library))
         return self._libraries[package]
 
@@ -239,7 +240,7 @@ class _Library:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, package, str(theirs.fileno())],
                 cwd=folder, pass_fds=[theirs.fileno()], start_new_session=True,
-                env=child.environment(os.environ, threads=terms.threads, home=folder) | FRUGAL,
+                env=child.environment(os.environ, threads=terms.threads, home=folder) | FRUGAL | {"TMPDIR": str(folder)},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
@@ -322,7 +323,8 @@ def _be_engine(start: Start, package: str, parent: socket.socket) -> NoReturn:
     child.die_with_parent()
     try:
         os.sched_setaffinity(0, start.cores)
-        importlib.import_module(package)
+        if package:
+            importlib.import_module(package)
         _answer_calls(start, parent)
     except SeatrialError as error:
         parent.send(_encode(Failed(reason=str(error))))
@@ -363,13 +365,12 @@ def _timed(engine: Engine, inputs: Inputs, calls: int) -> tuple[float, ...]:
 
 
 def _memory_bytes(known: Mapping[str, Inputs]) -> int:
-    """Of our own, beside the inputs: pages that no file is behind, which nobody can take away from us.
+    """Of our own, and of the processes that an engine runs in, beside the inputs: pages that no file is behind, which nobody
+    can take away from us.
 
     Pages of libraries are shared with every other process that runs the same engine.
     """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    [anonymous] = [int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")]
-    return anonymous - sum(array.nbytes for arrays in known.values() for array in arrays.values())
+    return anonymous_bytes(os.getpid()) - sum(array.nbytes for arrays in known.values() for array in arrays.values())
 
 
 if __name__ == "__main__":

@@ -58,6 +58,10 @@ def summary(exported: Exported) -> str:
     console.print(f"report   {exported.page}", highlight=False, markup=False, soft_wrap=True)
     for target, bundle in exported.bundles.items():
         console.print(f"bundle   {target}: {bundle.path}", highlight=False, markup=False, soft_wrap=True)
+    for row in report.rows:
+        if row.files:
+            place = f"{exported.artifacts}/{row.files}"
+            console.print(f"files    {row.name}, unverified: {place}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"next     {_next(exported)}", highlight=False, markup=False)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().rstrip()

@@ -7,7 +7,7 @@ from pathlib import Path
 from seatrial.bundle import MAIN, Bundle, Draft, ModelName, write_bundle
 from seatrial.bundle.evidence import Quality
 from seatrial.bundle.store import file_sha256
-from seatrial.engines import fingerprint
+from seatrial.engines import fingerprint, obstacle
 from seatrial.errors import SeatrialError
 from seatrial_export.build import Built
 from seatrial_export.candidate import Candidate, Lost, Verdict
@@ -75,11 +75,17 @@ def examine(
 ) -> Verified | Lost:
     """Write `built` as a provisional bundle into `store`, open it, verify and score it; what is on the `shelf` is believed.
 
+    What cannot be run here stays unverified, and nobody can choose it.
     An engine that gives no answer may have lacked memory: it is asked again another time.
     """
     draft = _draft(built, source)
     bundle = write_bundle(draft, store)
     candidate = built.candidate
+    if why := obstacle(candidate.engine):
+        return Lost(
+            candidate=candidate, verdict=Verdict.UNVERIFIED, reason=f"it was built and never run: {why}",
+            files=bundle.path, size_bytes=bundle.model_bytes,
+        )  # fmt: skip
     key = _key(shelf, bundle, built, questions, threads=threads) if shelf else ""
     found = shelf.recall(key, Found) if shelf else None
     if found is None:
@@ -140,7 +146,7 @@ def _draft(built: Built, source: Source) -> Draft:
         signature=source.signature,
         engine=candidate.engine,
         graphs={MAIN: file},
-        files={file: built.model} | ({text.processing.tokenize.file: text.tokenizer} if text else {}),
+        files={file: built.model, **built.beside} | ({text.processing.tokenize.file: text.tokenizer} if text else {}),
         golden=(),
         source_bounds={},
         rerun_bounds={},

@@ -20,6 +20,7 @@ from seatrial_training.data import Split
 from seatrial_training.evaluation import Score, score
 
 SCORING_BATCH = 64
+NEVER_RUN = "the bundle has no golden requests: nobody has ever run it and found its answers right"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,8 @@ def bundle_gate(contender: Contender) -> GateResult:
         evidence = bundle.evidence()
     except SeatrialError as error:
         return GateResult(gate="bundle", passed=False, reason=f"{type(error).__name__}: {error}")
+    if not golden:
+        return GateResult(gate="bundle", passed=False, reason=NEVER_RUN)
     if evidence is None:
         return GateResult(gate="bundle", passed=False, reason="the bundle has no evidence: it was never measured")
     over = _over_budget(evidence)

@@ -15,7 +15,7 @@ from seatrial.protocol import InferRequest, Tensor
 from seatrial.registry import ModelVersion
 from seatrial.tensors import DataType, DynamicAxis, Signature, TensorSpec
 from seatrial_promotion.entry import GateResult
-from seatrial_promotion.gates import Contender, bundle_gate, quality_gate
+from seatrial_promotion.gates import NEVER_RUN, Contender, bundle_gate, quality_gate
 from seatrial_training.data import Split
 from tests.serving.models import save
 
@@ -37,6 +37,7 @@ class Classifier:
     wrong: tuple[int, ...] = ()
     input_name: str = "pixels"
     measured: bool = True
+    proved: bool = True
 
     def contender(self, store: Path) -> Contender:
         bundle = self._bundle(store)
@@ -76,7 +77,8 @@ class Classifier:
                     Golden(
                         request=InferRequest((Tensor(self.input_name, DataType.FP32, x),)), source=answer, rerun=answer
                     ),
-                ),
+                )
+                * self.proved,
                 source_bounds=bounds,
                 rerun_bounds=bounds,
             ),
@@ -120,6 +122,11 @@ def test_a_changed_file_is_found(tmp_path: Path) -> None:
 
 def test_a_bundle_that_was_never_measured_is_refused(tmp_path: Path) -> None:
     assert "never measured" in bundle_gate(Classifier(measured=False).contender(tmp_path)).reason
+
+
+def test_a_bundle_that_was_never_proved_is_refused_whatever_was_measured(tmp_path: Path) -> None:
+    result = bundle_gate(Classifier(proved=False).contender(tmp_path))
+    assert (result.passed, result.reason) == (False, NEVER_RUN)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Two models, in the form that each engine reads: the linear one, and one with enough to multiply that threads show."""
 
+from collections.abc import Mapping
 from contextlib import chdir
 from pathlib import Path
 
@@ -25,18 +26,22 @@ HEAVY = Signature(
 )
 
 
-def linear_bundle(engine: str, folder: Path) -> Bundle:
-    """Skips the test where there is no GPU for `engine`."""
+def linear_bundle(engine: str, folder: Path, *, beside: Mapping[str, Path] | None = None) -> Bundle:
+    """Skips the test where there is no GPU for `engine`, or no such system as it runs on.
+
+    `beside` are files that it wants too.
+    """
     model: Path | None = None
     hardware: Hardware | None = None
     if why := obstacle(EngineSpec(name=engine)):
-        (pytest.skip if ENGINES[engine].gpu else absent)(why)
+        (pytest.skip if ENGINES[engine].gpu or ENGINES[engine].elsewhere else absent)(why)
     if engine in OF_TORCH:
         model = packaged(linear_program(folder / "linear.pt2"), folder, engine=engine)
         hardware = fingerprint(engine) if engine == "aotinductor" else None
     elif engine == "tensorrt":
         model, hardware = plan(linear_onnx(folder / "linear.onnx"), folder), fingerprint(engine)
-    return LinearBundle(engine=EngineSpec(name=engine), model=model, hardware=hardware).write(folder / "bundles")
+    bundle = LinearBundle(engine=EngineSpec(name=engine), model=model, hardware=hardware, beside=beside or {})
+    return bundle.write(folder / "bundles")
 
 
 def linear_program(path: Path) -> Path:

@@ -1,6 +1,6 @@
 """Small ONNX models, and bundles of them, made in milliseconds without torch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -87,6 +87,7 @@ class LinearBundle:
     model: Path | None = None
     """The file that the engine reads; by default an ONNX file."""
     hardware: Hardware | None = None
+    beside: Mapping[str, Path] = field(default_factory=dict)
 
     def write(self, store: Path) -> Bundle:
         store.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,7 @@ class LinearBundle:
             signature=SIGNATURE,
             engine=self.engine,
             graphs={"main": file},
-            files={file: model},
+            files={file: model, **self.beside},
             golden=(Golden(request=InferRequest((Tensor("x", DataType.FP32, x),)), source=answer, rerun=answer),),
             source_bounds={"y": Bound(absolute=1e-5, relative=1e-5)},
             rerun_bounds={"y": Bound(absolute=1e-6, relative=1e-6, top1=True)},

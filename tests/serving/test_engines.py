@@ -19,6 +19,7 @@ from seatrial.bundle.evidence import Provenance
 from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable, GoldenMismatch, WrongInput
 from seatrial.machine import Machine, resident_bytes
 from seatrial.tensors import DataType
+from seatrial_export import web
 from seatrial_serving.engines import OPENERS, Engine, open_engine
 from seatrial_serving.engines.onnxruntime import LARGE_BYTES, OnnxRuntime, _open, _profile, read_signature
 from seatrial_serving.engines.proof import replay, run, warm_up, zeros
@@ -31,13 +32,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return LinearBundle().write(tmp_path_factory.mktemp("engines"))
 
 
-MARKS = {"aotinductor": pytest.mark.slow, "tensorrt": pytest.mark.gpu}
+MARKS = {"aotinductor": pytest.mark.slow, "tensorrt": pytest.mark.gpu, "onnxruntime-web": pytest.mark.slow}
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=MARKS.get(name, ())) for name in OPENERS])
 def own_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The linear model, in the form that the engine reads."""
-    return linear_bundle(request.param, tmp_path_factory.mktemp("own"))
+    page = web.beside(request.getfixturevalue("with_web")) if request.param == "onnxruntime-web" else None
+    return linear_bundle(request.param, tmp_path_factory.mktemp("own"), beside=page)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from seatrial.bundle.evidence import Evidence
 from seatrial.bundle.golden import Golden
 from seatrial.bundle.manifest import (
     EVIDENCE,
+    MAIN,
     MANIFEST,
     Body,
     Bound,
@@ -46,6 +47,12 @@ class Bundle:
 
     def file(self, name: str) -> Path:
         return self.path / name
+
+    @property
+    def model_bytes(self) -> int:
+        """Of the main graph: its file, or where that is a folder all files in it."""
+        graph, *_ = self.manifest.graphs[MAIN].split("/")
+        return sum(entry.size for name, entry in self.manifest.files.items() if name.split("/")[0] == graph)
 
     def verify(self) -> None:
         """Read every file and raise `BundleCorrupt` at the first whose size or digest is not the manifest's."""

@@ -108,5 +108,6 @@ OPENERS: Mapping[str, Callable[[Bundle, int, bool], Engine]] = {
     "aotinductor": _opener("torch", "open_package"),
     "torchscript": _opener("torch", "open_script"),
     "tensorrt": _opener("tensorrt"),
+    "onnxruntime-web": _opener("web"),
 }
 """Engines by the name that a manifest gives them. Adding one here enrols it in the shared contract tests."""
