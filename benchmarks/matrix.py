@@ -21,7 +21,7 @@ from benchmarks.tables import table
 from seatrial.registry import ModelVersion
 from seatrial.settings import load_settings
 from seatrial_export.build import Built, Workshop, building
-from seatrial_export.candidate import AOTI_CPU, CANDIDATES, ONNX_CPU, Candidate, Lost, Precision
+from seatrial_export.candidate import AOTI_CPU, CANDIDATES, COREML, ONNX_CPU, ONNX_WEB, Candidate, Lost, Precision
 from seatrial_export.child import child_limits
 from seatrial_export.samples import Inputs, repeat
 from seatrial_export.source import Source
@@ -37,6 +37,8 @@ ON_CPU = tuple(
     for each in CANDIDATES
     if each.precision is Precision.FP32 and not each.compression and each.target.endswith("-cpu")
 )
+SHOWN = (*ON_CPU, *(each for each in CANDIDATES if each.target in (ONNX_WEB, COREML)))
+"""What runs elsewhere, too: in a browser if there is one, and what can only be built with `unverified` as its reason."""
 MUST = tuple(each for each in ON_CPU if each.target != AOTI_CPU)
 ROWS, BATCH, CALLS = 64, 32, 30
 """Rows that everybody is asked; of those, rows in a call that is timed; calls in a round."""
@@ -76,8 +78,8 @@ def report(found: Mapping[str, Mapping[Candidate, Cell]]) -> str:
     )
     summary = table(["must hold", "found", ""], [[must, f"{agree} of {len(cells)} agree, of {said} it is said", holds]])
     matrix = table(
-        ["", *(each.target for each in ON_CPU)],
-        [[name, *(str(row[each]) for each in ON_CPU)] for name, row in found.items()],
+        ["", *(each.target for each in SHOWN)],
+        [[name, *(str(row[each]) for each in SHOWN)] for name, row in found.items()],
     )
     reasons = [
         f"- {name}, {candidate.target}: {cell.why}"
@@ -140,9 +142,9 @@ def _examined(source: Source, place: Path) -> Iterator[Verified | Lost]:
     workshop = Workshop(
         source=source, folder=place, settings=settings, limits=child_limits(settings), tell=lambda *_: None
     )
-    with building(ON_CPU, workshop) as underway:
+    with building(SHOWN, workshop) as underway:
         questions = ask_source(source)
-        built: list[Built | Lost] = [underway[each].result() for each in ON_CPU]
+        built: list[Built | Lost] = [underway[each].result() for each in SHOWN]
     for each in built:
         yield each if isinstance(each, Lost) else examine(each, source, questions, store=place / "bundles", threads=1)
 

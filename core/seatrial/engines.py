@@ -45,6 +45,7 @@ ENGINES: Mapping[str, Kind] = {
     "torchscript": Kind(package="torch", extra="torch"),
     "tensorrt": Kind(package="tensorrt", extra="tensorrt", gpu=True),
     "onnxruntime-web": Kind(programs=BROWSERS, elsewhere=True),
+    "coreml": Kind(package="coremltools", extra="coreml", system="Darwin", elsewhere=True),
 }
 
 SYSTEMS: Mapping[str, str] = {"Darwin": "macOS"}

@@ -40,13 +40,14 @@ Tell: TypeAlias = Callable[[str, str], None]
 class Built:
     """A file, not yet proved. `program` is what it was converted from, where that is not the source's own.
 
-    `beside` are files that belong into its bundle too, by their names there. `recorded` says how its compression was really
-    done here; `quantization` is the job of the child that quantized it. `note` is a clause for the report, of what was not done
-    as it was meant.
+    `name` is what its bundle calls it, if not "model"; `beside` are files that belong into the bundle too, by their names
+    there. `recorded` says how its compression was really done here; `quantization` is the job of the child that quantized it.
+    `note` is a clause for the report, of what was not done as it was meant.
     """
 
     candidate: Candidate
     model: Path
+    name: str = ""
     beside: Mapping[str, Path] = field(default_factory=dict)
     program: Path | None = None
     recorded: tuple[str, ...] = ()
@@ -201,12 +202,16 @@ class Workshop:
 
     def _package(self, candidate: Candidate) -> Built:
         if self.source.program.suffix != TORCH_PROGRAM:
-            raise _NotApplicable("the model version is an ONNX file, and torch runs its own programs alone")
+            raise _NotApplicable("the model version is an ONNX file, and this is made of torch's programs alone")
         self.tell(candidate.name, "compiling" if candidate.bound else "packaging")
         folder = self.folder / f"package-{candidate.name}"
-        job = package.Job(program=str(self.source.program), engine=candidate.engine.name)
-        packaged = self._run(package, job, folder, package.Packaged)
-        return Built(candidate=candidate, model=folder / packaged.model)
+        engine = candidate.engine.name
+        signature = self.source.signature if engine in package.SIGNED else None
+        job = package.Job(program=str(self.source.program), engine=engine, signature=signature)
+        model = self._run(package, job, folder, package.Packaged).model
+        of_it = [path for path in (folder / Path(model).parts[0]).rglob("*") if path.is_file()]
+        beside = {path.relative_to(folder).as_posix(): path for path in of_it if path != folder / model}
+        return Built(candidate=candidate, model=folder / model, name=model, beside=beside)
 
     def _quantize(self, candidate: Candidate, base: _Float) -> Built:
         mode, smoothed = _mode(candidate), Compression.SMOOTHED in candidate.compression

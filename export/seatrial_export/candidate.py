@@ -104,7 +104,7 @@ class Candidate:
     @property
     def of_torch(self) -> bool:
         """Whether it is made of the `torch.export` program itself, and not of an ONNX file."""
-        return self.target in (PT2_CPU, AOTI_CPU, TORCHSCRIPT_CPU)
+        return self.target in (PT2_CPU, AOTI_CPU, TORCHSCRIPT_CPU, COREML)
 
     @property
     def bound(self) -> bool:
@@ -147,7 +147,7 @@ class Candidate:
 
 
 ONNX_CPU, ONNX_CUDA, ONNX_TENSORRT = "onnx-cpu", "onnx-cuda", "onnx-tensorrt"
-ONNX_WEB = "onnx-web"
+ONNX_WEB, COREML = "onnx-web", "coreml"
 OPENVINO_CPU, PT2_CPU, AOTI_CPU = "openvino-cpu", "pt2-cpu", "aoti-cpu"
 TORCHSCRIPT_CPU = "torchscript-cpu"
 
@@ -160,6 +160,7 @@ ENGINES: Mapping[str, EngineSpec] = {
     ONNX_CUDA: EngineSpec(name="onnxruntime", options={PROVIDER: "cuda"}),
     ONNX_TENSORRT: EngineSpec(name="onnxruntime", options={PROVIDER: "tensorrt"}),
     ONNX_WEB: EngineSpec(name="onnxruntime-web"),
+    COREML: EngineSpec(name="coreml"),
 }
 """What runs each target's files."""
 IN_BF16 = {"INFERENCE_PRECISION_HINT": "bf16"}
@@ -183,6 +184,7 @@ CANDIDATES = (
     Candidate(target=ONNX_CUDA, precision=Precision.FP16),
     Candidate(target=ONNX_TENSORRT, precision=Precision.FP16),
     Candidate(target=ONNX_WEB, precision=Precision.FP32),
+    Candidate(target=COREML, precision=Precision.FP32),
 )
 """From simple to intricate: of two variants that cannot be told apart, the earlier is chosen."""
 

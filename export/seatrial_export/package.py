@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from seatrial_export import child, torchscript
+from seatrial.tensors import Signature
+from seatrial_export import child, coreml, torchscript
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -21,14 +22,15 @@ AS_MANY_THREADS_AS_SAID = {"cpp.dynamic_threads": True}
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """`engine` is the one that will read the file."""
+    """`engine` is the one that will read the file, or the folder, which some write for the `signature`."""
 
     program: str
     engine: str
+    signature: Signature | None = None
 
 
 class Packaged(msgspec.Struct, frozen=True, kw_only=True):
-    """The file, in the child's folder."""
+    """The file, in the child's folder; where it lies in a folder of its own, all of that belongs to it."""
 
     model: str
 
@@ -36,7 +38,11 @@ class Packaged(msgspec.Struct, frozen=True, kw_only=True):
 def package(job: Job) -> Packaged:
     import torch
 
-    return Packaged(model=str(WRITERS[job.engine](torch.export.load(job.program))))
+    program = torch.export.load(job.program)
+    if job.engine in SIGNED:
+        assert job.signature is not None, "asked for a signed package, and no signature: this is a bug"
+        return Packaged(model=str(SIGNED[job.engine](program, job.signature)))
+    return Packaged(model=str(WRITERS[job.engine](program)))
 
 
 def write_program(program: "ExportedProgram") -> Path:
@@ -62,6 +68,8 @@ WRITERS: Mapping[str, Callable[["ExportedProgram"], Path]] = {
     "torchscript": torchscript.write,
 }
 """By the engine that reads what they write. Each writes into the working directory."""
+SIGNED: Mapping[str, Callable[["ExportedProgram", Signature], Path]] = {"coreml": coreml.write}
+"""Those that also write down what the tensors are called, and how large they may get."""
 
 if __name__ == "__main__":
     child.work(Job, package)

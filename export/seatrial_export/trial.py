@@ -138,7 +138,7 @@ def _score(engine: Engine, proof: Proof, questions: Questions) -> Quality:
 
 def _draft(built: Built, source: Source) -> Draft:
     """The bundle without what is recorded last: golden requests and their bounds."""
-    candidate, file = built.candidate, f"model{built.model.suffix}"
+    candidate, file = built.candidate, built.name or f"model{built.model.suffix}"
     text = source.text if source.embeds else None  # the server takes texts to embed, no others
     return Draft(
         model=ModelName(name=source.version.name, version=source.version.version),

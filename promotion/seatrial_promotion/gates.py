@@ -34,13 +34,13 @@ class Contender:
 def bundle_gate(contender: Contender) -> GateResult:
     """Every byte is what its digest says, the golden requests are answered here, and the evidence meets the budget."""
     bundle = contender.bundle
+    if not bundle.manifest.golden:
+        return GateResult(gate="bundle", passed=False, reason=NEVER_RUN)
     try:
         golden = prove(bundle)
         evidence = bundle.evidence()
     except SeatrialError as error:
         return GateResult(gate="bundle", passed=False, reason=f"{type(error).__name__}: {error}")
-    if not golden:
-        return GateResult(gate="bundle", passed=False, reason=NEVER_RUN)
     if evidence is None:
         return GateResult(gate="bundle", passed=False, reason="the bundle has no evidence: it was never measured")
     over = _over_budget(evidence)

@@ -16,7 +16,7 @@ from seatrial.engines import obstacle
 from seatrial.errors import BundleCorrupt, EngineFailed
 from seatrial.settings import Settings
 from seatrial_export import web
-from seatrial_export.build import building
+from seatrial_export.build import Workshop, building
 from seatrial_export.candidate import CANDIDATES, ONNX_CPU, ONNX_WEB, Candidate, Lost, Precision, Verdict
 from seatrial_export.child import child_limits
 from seatrial_export.samples import repeat
@@ -38,12 +38,12 @@ NATIVE = Candidate(target=ONNX_CPU, precision=Precision.FP32)
 
 def examined(source: Source, place: Path, settings: Settings) -> list[Verified | Lost]:
     """The native variant and the page's."""
-    limits = child_limits(settings)
-    with building(
-        [NATIVE, ON_WEB], source, folder=place, settings=settings, limits=limits, tell=lambda *_: None
-    ) as found:
+    workshop = Workshop(
+        source=source, folder=place, settings=settings, limits=child_limits(settings), tell=lambda *_: None
+    )
+    with building([NATIVE, ON_WEB], workshop) as found:
         questions = ask_source(source)
-        built = [each.result() for each in found]
+        built = [found[each].result() for each in (NATIVE, ON_WEB)]
     store = place / "bundles"
     return [
         each if isinstance(each, Lost) else examine(each, source, questions, store=store, threads=1) for each in built
@@ -134,10 +134,8 @@ def test_the_demonstration_replays_the_golden_requests_in_the_browser_that_opens
 
 
 @slow
-def test_the_demonstration_says_so_where_the_answers_are_others(
-    bundle: Bundle, with_web: Settings, tmp_path: Path
-) -> None:
-    assert bundle
+@pytest.mark.usefixtures("bundle")
+def test_the_demonstration_says_so_where_the_answers_are_others(with_web: Settings, tmp_path: Path) -> None:
     wrong = LinearBundle(engine=EngineSpec(name=NAME), golden_scale=1.01, beside=web.beside(with_web))
     with (
         closing(_Files(wrong.write(tmp_path / "bundles").path)) as files,
@@ -149,8 +147,8 @@ def test_the_demonstration_says_so_where_the_answers_are_others(
 
 
 @slow
-def test_a_graph_that_is_none_is_corrupt(bundle: Bundle, with_web: Settings, tmp_path: Path) -> None:
-    assert bundle
+@pytest.mark.usefixtures("bundle")
+def test_a_graph_that_is_none_is_corrupt(with_web: Settings, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a graph")
     broken = LinearBundle(
         engine=EngineSpec(name=NAME), model=tmp_path / "model.onnx", beside=web.beside(with_web)

@@ -109,5 +109,6 @@ OPENERS: Mapping[str, Callable[[Bundle, int, bool], Engine]] = {
     "torchscript": _opener("torch", "open_script"),
     "tensorrt": _opener("tensorrt"),
     "onnxruntime-web": _opener("web"),
+    "coreml": _opener("coreml"),
 }
 """Engines by the name that a manifest gives them. Adding one here enrols it in the shared contract tests."""

@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from socketserver import ThreadingTCPServer
 from threading import Thread
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -132,7 +132,8 @@ class _Browser:
             # the protocol is spoken over the descriptors 3 and 4, and only a shell puts them there
             ["sh", "-c", f'exec "$0" "$@" 3</dev/fd/{theirs_in} 4>/dev/fd/{theirs_out}', found, *FLAGS, *sandbox,
              f"--user-data-dir={self._profile.name}"],
-            env=os.environ | {"TMPDIR": SHORT}, pass_fds=[theirs_in, theirs_out], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=os.environ | {"TMPDIR": SHORT}, pass_fds=[theirs_in, theirs_out],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(theirs_in)
         os.close(theirs_out)
@@ -204,17 +205,14 @@ class _Files:
         self._thread.join()
 
 
+TYPES = {".mjs": "text/javascript", ".wasm": "application/wasm"}
+
+
 class _Server(ThreadingTCPServer):
     daemon_threads = True  # the browser, which has ended, may have left connections without a request
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    extensions_map: ClassVar[dict[str, str]] = {
-        **SimpleHTTPRequestHandler.extensions_map,
-        ".mjs": "text/javascript",
-        ".wasm": "application/wasm",
-    }
-
     def __init__(self, *arguments: Any, secret: str, directory: str) -> None:
         self._secret = secret
         super().__init__(*arguments, directory=directory)
@@ -224,6 +222,10 @@ class _Handler(SimpleHTTPRequestHandler):
         first, _, rest = path.lstrip("/").partition("/")
         known = secrets.compare_digest(first.encode(), self._secret.encode())
         return super().translate_path(f"/{rest}") if known else ""
+
+    def guess_type(self, path: Any) -> str:
+        """The same on every machine, whatever it says of itself: a browser takes no module and no machine code otherwise."""
+        return TYPES.get(Path(path).suffix) or super().guess_type(path)
 
     def log_message(self, *_: object) -> None:
         """Nobody reads it."""
