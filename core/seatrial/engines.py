@@ -45,6 +45,7 @@ ENGINES: Mapping[str, Kind] = {
     "torchscript": Kind(package="torch", extra="torch"),
     "tensorrt": Kind(package="tensorrt", extra="tensorrt", gpu=True),
     "onnxruntime-web": Kind(programs=BROWSERS, elsewhere=True),
+    "tvm": Kind(package="tvm", extra="tvm"),
     "coreml": Kind(package="coremltools", extra="coreml", system="Darwin", elsewhere=True),
 }
 
@@ -108,7 +109,7 @@ def installed(engine: str) -> str:
     if found := program(engine):
         return found
     package = ENGINES[engine].package
-    for name in (package, f"{package}-gpu"):
+    for name in (package, f"{package}-gpu", f"apache-{package}"):
         try:
             return version(name)
         except PackageNotFoundError:

@@ -104,12 +104,12 @@ class Candidate:
     @property
     def of_torch(self) -> bool:
         """Whether it is made of the `torch.export` program itself, and not of an ONNX file."""
-        return self.target in (PT2_CPU, AOTI_CPU, TORCHSCRIPT_CPU, COREML)
+        return self.target in (PT2_CPU, AOTI_CPU, TORCHSCRIPT_CPU, COREML, TVM_CPU)
 
     @property
     def bound(self) -> bool:
         """Whether it holds machine code, for machines like the one that builds it."""
-        return self.target == AOTI_CPU
+        return self.target in (AOTI_CPU, TVM_CPU)
 
     @property
     def pruning(self) -> Compression | None:
@@ -148,6 +148,7 @@ class Candidate:
 
 ONNX_CPU, ONNX_CUDA, ONNX_TENSORRT = "onnx-cpu", "onnx-cuda", "onnx-tensorrt"
 ONNX_WEB, COREML = "onnx-web", "coreml"
+TVM_CPU = "tvm-cpu"
 OPENVINO_CPU, PT2_CPU, AOTI_CPU = "openvino-cpu", "pt2-cpu", "aoti-cpu"
 TORCHSCRIPT_CPU = "torchscript-cpu"
 
@@ -161,6 +162,7 @@ ENGINES: Mapping[str, EngineSpec] = {
     ONNX_TENSORRT: EngineSpec(name="onnxruntime", options={PROVIDER: "tensorrt"}),
     ONNX_WEB: EngineSpec(name="onnxruntime-web"),
     COREML: EngineSpec(name="coreml"),
+    TVM_CPU: EngineSpec(name="tvm"),
 }
 """What runs each target's files."""
 IN_BF16 = {"INFERENCE_PRECISION_HINT": "bf16"}
@@ -185,6 +187,7 @@ CANDIDATES = (
     Candidate(target=ONNX_TENSORRT, precision=Precision.FP16),
     Candidate(target=ONNX_WEB, precision=Precision.FP32),
     Candidate(target=COREML, precision=Precision.FP32),
+    Candidate(target=TVM_CPU, precision=Precision.FP32),
 )
 """From simple to intricate: of two variants that cannot be told apart, the earlier is chosen."""
 

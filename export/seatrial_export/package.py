@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from seatrial.tensors import Signature
-from seatrial_export import child, coreml, torchscript
+from seatrial_export import child, coreml, torchscript, tvm
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -66,6 +66,7 @@ WRITERS: Mapping[str, Callable[["ExportedProgram"], Path]] = {
     "torch-export": write_program,
     "aotinductor": write_machine_code,
     "torchscript": torchscript.write,
+    "tvm": tvm.write,
 }
 """By the engine that reads what they write. Each writes into the working directory."""
 SIGNED: Mapping[str, Callable[["ExportedProgram", Signature], Path]] = {"coreml": coreml.write}

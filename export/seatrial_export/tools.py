@@ -4,8 +4,11 @@ from importlib.metadata import version as installed
 from importlib.util import find_spec
 
 TOOLS = ("onnx", "onnxruntime", "onnxscript", "torch", "torch-pruning")
-OPTIONAL_TOOLS = ("coremltools", "openvino")
+OPTIONAL_TOOLS = ("coremltools", "openvino", "tvm")
+
+
+DISTRIBUTIONS = {"tvm": "apache-tvm"}
 
 
 def tools() -> dict[str, str]:
-    return {name: installed(name) for name in (*TOOLS, *filter(find_spec, OPTIONAL_TOOLS))}
+    return {name: installed(DISTRIBUTIONS.get(name, name)) for name in (*TOOLS, *filter(find_spec, OPTIONAL_TOOLS))}

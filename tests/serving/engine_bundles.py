@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from seatrial.bundle import Bundle, Draft, EngineSpec, Hardware, ModelName, VariantName, write_bundle
-from seatrial.engines import ENGINES, fingerprint, obstacle
+from seatrial.engines import fingerprint, obstacle
 from seatrial.tensors import DataType, DynamicAxis, Signature, TensorSpec
 from seatrial_export import child, package
 from seatrial_export.child import Limits
@@ -17,7 +17,8 @@ from tests.serving.models import BIAS, SIGNATURE, WEIGHTS, LinearBundle, linear_
 from tests.tools import absent
 
 LIMITS = Limits(time_s=240, memory_bytes=4 * 2**30, threads=1)
-OF_TORCH = ("torch-export", "aotinductor", "torchscript")
+OF_TORCH = ("torch-export", "aotinductor", "torchscript", "tvm")
+NOT_IN_DEV = ("coreml", "onnxruntime-web", "tensorrt", "tvm")
 SIZE, LAYERS = 512, 4
 HEAVY = Signature(
     inputs=(TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, SIZE)),),
@@ -27,17 +28,17 @@ HEAVY = Signature(
 
 
 def linear_bundle(engine: str, folder: Path, *, beside: Mapping[str, Path] | None = None) -> Bundle:
-    """Skips the test where there is no GPU for `engine`, or no such system as it runs on.
+    """Skips the test where `engine` cannot run and is not among what developing takes.
 
     `beside` are files that it wants too.
     """
     model: Path | None = None
     hardware: Hardware | None = None
     if why := obstacle(EngineSpec(name=engine)):
-        (pytest.skip if ENGINES[engine].gpu or ENGINES[engine].elsewhere else absent)(why)
+        (pytest.skip if engine in NOT_IN_DEV else absent)(why)
     if engine in OF_TORCH:
         model = packaged(linear_program(folder / "linear.pt2"), folder, engine=engine)
-        hardware = fingerprint(engine) if engine == "aotinductor" else None
+        hardware = fingerprint(engine) if engine in ("aotinductor", "tvm") else None
     elif engine == "tensorrt":
         model, hardware = plan(linear_onnx(folder / "linear.onnx"), folder), fingerprint(engine)
     bundle = LinearBundle(engine=EngineSpec(name=engine), model=model, hardware=hardware, beside=beside or {})
@@ -107,7 +108,7 @@ def heavy_bundle(engine: str, folder: Path) -> Bundle:
 def packaged(program: Path, folder: Path, *, engine: str) -> Path:
     place = folder / f"package-{engine}"
     job = package.Job(program=str(program), engine=engine)
-    if engine == "aotinductor":
+    if engine in ("aotinductor", "tvm"):
         made = child.run("seatrial_export.package", job, folder=place, answer=package.Packaged, limits=LIMITS)
     else:  # takes no child of its own, and another import of torch is most of what one takes
         place.mkdir()

@@ -32,7 +32,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return LinearBundle().write(tmp_path_factory.mktemp("engines"))
 
 
-MARKS = {"aotinductor": pytest.mark.slow, "tensorrt": pytest.mark.gpu, "onnxruntime-web": pytest.mark.slow}
+MARKS = {
+    "aotinductor": pytest.mark.slow,
+    "tensorrt": pytest.mark.gpu,
+    "onnxruntime-web": pytest.mark.slow,
+    "tvm": pytest.mark.slow,
+}
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=MARKS.get(name, ())) for name in OPENERS])

@@ -110,5 +110,6 @@ OPENERS: Mapping[str, Callable[[Bundle, int, bool], Engine]] = {
     "tensorrt": _opener("tensorrt"),
     "onnxruntime-web": _opener("web"),
     "coreml": _opener("coreml"),
+    "tvm": _opener("tvm"),
 }
 """Engines by the name that a manifest gives them. Adding one here enrols it in the shared contract tests."""
