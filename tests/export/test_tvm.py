@@ -9,7 +9,7 @@ import torch
 from seatrial.registry import ModelVersion
 from seatrial.settings import Settings
 from seatrial.tensors import DataType, DynamicAxis, Signature, TensorSpec
-from seatrial_export.build import Built, building
+from seatrial_export.build import Built, Workshop, building
 from seatrial_export.candidate import CANDIDATES, TVM_CPU, Lost, Verdict
 from seatrial_export.child import child_limits
 from seatrial_export.source import Source
@@ -71,10 +71,12 @@ def examined(module: torch.nn.Module, place: Path) -> Verified | Lost:
         notes=(),
     )
     settings = Settings(home=place / "home")
-    limits = child_limits(settings)
-    with building([TVM], source, folder=place, settings=settings, limits=limits, tell=lambda *_: None) as underway:
+    workshop = Workshop(
+        source=source, folder=place, settings=settings, limits=child_limits(settings), tell=lambda *_: None
+    )
+    with building([TVM], workshop) as underway:
         questions = ask_source(source)
-        [built] = [each.result() for each in underway]
+        built = underway[TVM].result()
     assert isinstance(built, Built), built
     return examine(built, source, questions, store=place / "bundles", threads=1)
 
