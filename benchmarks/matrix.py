@@ -21,7 +21,17 @@ from benchmarks.tables import table
 from seatrial.registry import ModelVersion
 from seatrial.settings import load_settings
 from seatrial_export.build import Built, Workshop, building
-from seatrial_export.candidate import AOTI_CPU, CANDIDATES, COREML, ONNX_CPU, ONNX_WEB, Candidate, Lost, Precision
+from seatrial_export.candidate import (
+    AOTI_CPU,
+    CANDIDATES,
+    COREML,
+    ONNX_CPU,
+    ONNX_WEB,
+    TVM_CPU,
+    Candidate,
+    Lost,
+    Precision,
+)
 from seatrial_export.child import child_limits
 from seatrial_export.samples import Inputs, repeat
 from seatrial_export.source import Source
@@ -39,7 +49,7 @@ ON_CPU = tuple(
 )
 SHOWN = (*ON_CPU, *(each for each in CANDIDATES if each.target in (ONNX_WEB, COREML)))
 """What runs elsewhere, too: in a browser if there is one, and what can only be built with `unverified` as its reason."""
-MUST = tuple(each for each in ON_CPU if each.target != AOTI_CPU)
+MUST = tuple(each for each in ON_CPU if each.target not in (AOTI_CPU, TVM_CPU))
 ROWS, BATCH, CALLS = 64, 32, 30
 """Rows that everybody is asked; of those, rows in a call that is timed; calls in a round."""
 
