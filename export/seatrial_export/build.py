@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ from seatrial.errors import ConversionFailed
 from seatrial.machine import this_machine
 from seatrial.settings import Settings
 from seatrial.tensors import Signature
-from seatrial_export import convert, package, prune, quantize, sensitivity, study
+from seatrial_export import convert, nncf, package, prune, quantize, sensitivity, study
 from seatrial_export.candidate import Calibration, Candidate, Compression, Lost, Precision, Verdict
 from seatrial_export.child import AT_ONCE, Bounded, Limits
 from seatrial_export.program import TORCH_PROGRAM
@@ -40,12 +41,14 @@ Tell: TypeAlias = Callable[[str, str], None]
 class Built:
     """A file, not yet proved. `program` is what it was converted from, where that is not the source's own.
 
-    `recorded` says how its compression was really done here; `quantization` is the job of the child that quantized it.
-    `note` is a clause for the report, of what was not done as it was meant.
+    `weights` is a second file, which the first looks for beside itself under its own name. `recorded` says how its
+    compression was really done here; `quantization` is the job of the child that quantized it. `note` is a clause for the
+    report, of what was not done as it was meant.
     """
 
     candidate: Candidate
     model: Path
+    weights: Path | None = None
     program: Path | None = None
     recorded: tuple[str, ...] = ()
     quantization: quantize.Job | None = None
@@ -139,6 +142,8 @@ class Workshop:
             raise _NotApplicable(f"this CPU has none of {', '.join(sorted(BF16_FEATURES))}")
         if candidate.precision in (Precision.FP32, Precision.BF16):  # it is the engine that computes in BF16
             return Built(candidate=candidate, model=base.model, program=base.program, note=base.note)
+        if Compression.NNCF in candidate.compression:
+            return self._quantize_for_openvino(candidate, base)
         return self._quantize(candidate, base)
 
     def build_float(self, candidate: Candidate) -> _Float:
@@ -216,9 +221,8 @@ class Workshop:
             smoothed=smoothed,
         )
         if mode == "static":
-            rows = list(calls(self.source.signature, self.source.calibration, size=quantize.CALIBRATION_CALL))
-            write_arrays(folder / quantize.CALIBRATION, joined(rows))
-            job = msgspec.structs.replace(job, calibration=str(folder / quantize.CALIBRATION), rows=count(rows[0]))
+            calibration, rows = self._calibration(folder)
+            job = msgspec.structs.replace(job, calibration=str(calibration), rows=rows)
         done = self._run(quantize, job, folder, quantize.Quantized)
         if smoothed and not done.smoothed:
             raise _NotApplicable("none of its activations becomes easier to quantize by it")
@@ -230,6 +234,41 @@ class Workshop:
             quantization=job,
             note=base.note,
         )
+
+    def _quantize_for_openvino(self, candidate: Candidate, base: _Float) -> Built:
+        if find_spec(nncf.PACKAGE) is None:
+            raise _NotApplicable(
+                f"the Python package '{nncf.PACKAGE}' is not installed; pip install 'seatrial[nncf]' brings it"
+            )
+        if not quantize.QUANTIZABLE & set(base.operators):
+            raise _NotApplicable(f"the graph has none of {', '.join(sorted(quantize.QUANTIZABLE))}")
+        self.tell(candidate.name, "quantizing")
+        bits = quantize.weight_bits(this_machine())
+        folder = self.folder / f"quantize-{candidate.name}"
+        calibration, rows = self._calibration(folder)
+        job = nncf.Job(
+            model=str(base.model),
+            weight_bits=bits,
+            calibration=str(calibration),
+            rows=rows,
+            transformer="LayerNormalization" in base.operators,
+        )
+        self._run(nncf, job, folder, nncf.Quantized)
+        return Built(
+            candidate=candidate,
+            model=folder / nncf.MODEL,
+            weights=folder / nncf.WEIGHTS,
+            program=base.program,
+            recorded=(f"{bits}-bit-weights",),
+            note=base.note,
+        )
+
+    def _calibration(self, folder: Path) -> tuple[Path, int]:
+        """A file in `folder` with rows to calibrate on, and how many of them a call takes."""
+        rows = list(calls(self.source.signature, self.source.calibration, size=quantize.CALIBRATION_CALL))
+        path = folder / quantize.CALIBRATION
+        write_arrays(path, joined(rows))
+        return path, count(rows[0])
 
     def sensitivity(self, candidate: Candidate, base: Built) -> tuple[Layer, ...]:
         """What INT8 costs each layer of `base`, the worst first. Raises `ConversionFailed`."""

@@ -29,6 +29,8 @@ class Compression(StrEnum):
     """The layers that INT8 harms most stay in float, as few as keep the accuracy."""
     WEIGHTS = "weights"
     """Weights of matrix products alone, each block of them with a range of its own."""
+    NNCF = "nncf"
+    """INT8 weights and activations as OpenVINO's own compression framework places them."""
     PRUNED = "pruned-50"
     """Half of the channels taken out; what is left is taught by the source."""
     PRUNED_LESS = "pruned-30"
@@ -191,6 +193,7 @@ ON_REQUEST = (
     Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.WEIGHTS,)),
     Candidate(target=ONNX_CPU, precision=Precision.INT4, compression=(Compression.WEIGHTS,)),
     Candidate(target=ONNX_CPU, precision=Precision.FP16),
+    Candidate(target=OPENVINO_CPU, precision=Precision.INT8, compression=(Compression.NNCF,)),
     Candidate(target=OPENVINO_CPU, precision=Precision.BF16),
     *(
         Candidate(target=ONNX_CPU, precision=Precision.FP32, compression=(pruning,))

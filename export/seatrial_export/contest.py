@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from seatrial.bundle import MAIN
+from seatrial.bundle import MAIN, Bundle
 from seatrial.bundle.evidence import Timing
 from seatrial.errors import ConversionFailed, InvalidSettings
 from seatrial.tensors import DynamicAxis, Signature
@@ -244,7 +244,7 @@ class _Contest:
             throughput=self._timing(name, throughput),
             row_ms=self._rounds[throughput].typical_ms(name) / self._batch(throughput),
             rounds=self._rounds[throughput].medians(name),
-            size_bytes=verified.bundle.file(verified.bundle.manifest.graphs[MAIN]).stat().st_size,
+            size_bytes=_size(verified.bundle),
             memory_bytes=engine.memory_bytes,
             load_s=engine.load_s,
             more=tuple(self._timing(name, size) for size in sizes if size not in (alone, throughput)),
@@ -256,3 +256,9 @@ class _Contest:
     def _batch(self, size: Size) -> int:
         signature = self._material.signature
         return size.batch if signature.batch else fixed_size(signature)
+
+
+def _size(bundle: Bundle) -> int:
+    """Of the model's file, and of the second one that some formats have for weights."""
+    model = Path(bundle.manifest.graphs[MAIN]).stem
+    return sum(bundle.file(name).stat().st_size for name in bundle.manifest.files if Path(name).stem == model)

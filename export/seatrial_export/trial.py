@@ -133,6 +133,7 @@ def _score(engine: Engine, proof: Proof, questions: Questions) -> Quality:
 def _draft(built: Built, source: Source) -> Draft:
     """The bundle without what is recorded last: golden requests and their bounds."""
     candidate, file = built.candidate, f"model{built.model.suffix}"
+    weights = {f"model{built.weights.suffix}": built.weights} if built.weights else {}
     text = source.text if source.embeds else None  # the server takes texts to embed, no others
     return Draft(
         model=ModelName(name=source.version.name, version=source.version.version),
@@ -140,7 +141,7 @@ def _draft(built: Built, source: Source) -> Draft:
         signature=source.signature,
         engine=candidate.engine,
         graphs={MAIN: file},
-        files={file: built.model} | ({text.processing.tokenize.file: text.tokenizer} if text else {}),
+        files={file: built.model} | weights | ({text.processing.tokenize.file: text.tokenizer} if text else {}),
         golden=(),
         source_bounds={},
         rerun_bounds={},
