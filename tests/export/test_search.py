@@ -37,7 +37,7 @@ from tests.export.engines_at_will import verified
 from tests.export.test_quantize import bell_with_outlier, histogram, picky, picky_rows
 from tests.serving.models import LinearBundle, save
 
-FLOAT, _, STATIC, *_ = CANDIDATES
+FLOAT, STATIC = CANDIDATES[0], CANDIDATES[2]
 
 
 def trial(floats: int, *, lost: float, cut_ppm: int = 100, noise: float = 0.1) -> Trial:
