@@ -28,7 +28,7 @@ def as_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def as_packaged(as_saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packaged(as_saved, tmp_path_factory.mktemp("packaged"), engine="torch-export")
+    return packaged(as_saved, tmp_path_factory.mktemp("packaged"), engine="torch-export", signature=SIGNATURE)
 
 
 def test_a_program_as_torch_saves_it_is_refused_and_as_export_packages_it_taken(
@@ -53,7 +53,7 @@ def pickled(records: Records) -> Records:
 
 @pytest.fixture(scope="module")
 def as_script(as_saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packaged(as_saved, tmp_path_factory.mktemp("scripted"), engine="torchscript")
+    return packaged(as_saved, tmp_path_factory.mktemp("scripted"), engine="torchscript", signature=SIGNATURE)
 
 
 def changed(archive: Path, change: Callable[[Records], Records], place: Path) -> Path:
