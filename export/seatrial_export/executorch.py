@@ -1,4 +1,4 @@
-"""A program as ExecuTorch runs it: products, convolutions and most other operators compiled for XNNPACK, the rest by its own kernels.
+"""A program as ExecuTorch runs it: products, convolutions and much else compiled for XNNPACK, the rest by its own kernels.
 
 ExecuTorch lays out all memory when it compiles, for the largest sizes that there may be. So the program is traced once more,
 with inputs as large as its signature allows: torch's own choice of kernels writes bounds into what it traces (a convolution of

@@ -16,7 +16,7 @@ from seatrial.tensors import DataType, Signature, TensorSpec
 from seatrial_serving.engines import open_engine
 from seatrial_serving.engines.pt2 import check_package, check_program, check_script
 from tests.serving.engine_bundles import linear_program, packaged
-from tests.serving.models import LinearBundle
+from tests.serving.models import SIGNATURE, LinearBundle
 
 Records = dict[str, bytes]
 

@@ -22,7 +22,7 @@ from seatrial.tensors import Array, DataType
 from seatrial_serving.engines.torch import array_of, tensor_of
 
 try:
-    from executorch.extension.pybindings import _C as runtime
+    from executorch.extension.pybindings import _C as runtime  # noqa: N811 - no constant
 except ImportError as error:  # built against another torch, most often
     raise EngineUnavailable(
         f"wants ExecuTorch, which cannot be imported beside torch {torch.__version__}: {error}"
@@ -46,7 +46,7 @@ class ExecuTorch:
                 raise EngineUnavailable(f"wants ExecuTorch for '{spec.name}', which takes no {spec.datatype} here")
         with _opening:
             if not _opened:
-                runtime._unsafe_reset_threadpool(threads)
+                runtime._unsafe_reset_threadpool(threads)  # noqa: SLF001 - so is all of it called
             self._programs = {name: _Program(bundle.file(file)) for name, file in bundle.manifest.graphs.items()}
             _opened.add(self)
 
@@ -80,7 +80,7 @@ class _Program:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._program = runtime._load_program(str(path))  # which the method does not keep alive
+            self._program = runtime._load_program(str(path))  # noqa: SLF001
             self.method: Any = self._program.load_method(FORWARD)
         except RuntimeError as error:
             raise BundleCorrupt(f"ExecuTorch cannot load {path}: {error}") from error

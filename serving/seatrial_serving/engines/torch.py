@@ -1,8 +1,8 @@
 """What torch runs: a `torch.export` program as it is, the machine code that AOTInductor made of one, or TorchScript.
 
-With `executorch` the only module of serving that imports torch; loaded by name, where a bundle wants one of them. torch counts its threads
-for the whole process, so each engine says its own number before each call: one process may hold an engine with its share of
-the cores and another with all of them, and asks one at a time.
+With `executorch` the only module of serving that imports torch; loaded by name, where a bundle wants one of them. torch counts
+its threads for the whole process, so each engine says its own number before each call: one process may hold an engine with its
+share of the cores and another with all of them, and asks one at a time.
 """
 
 import warnings
