@@ -51,13 +51,14 @@ def at_most(program: "ExportedProgram", largest: Largest) -> "ExportedProgram":
     from torch.export import Dim, ShapesCollection, export
     from torch.utils import _pytree as pytree
 
-    if not any(largest):
+    tensors = _inputs(program)
+    if all(isinstance(size, int) for tensor in tensors for size in tensor.shape):
         return program
     bounds: dict[Any, int] = {}
-    tensors = _inputs(program)
     for tensor, axes in zip(tensors, largest, strict=True):
         bounds |= {tensor.shape[axis].node.expr: size for axis, size in axes.items()}
-    examples, shapes = [], ShapesCollection()
+    examples: list[Tensor] = []
+    shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call] # torch's own
     for tensor in tensors:
         example = torch.zeros([_bounded(size, bounds) for size in tensor.shape], dtype=tensor.dtype)
         varying = [axis for axis, size in enumerate(tensor.shape) if not isinstance(size, int)]
@@ -70,7 +71,8 @@ def at_most(program: "ExportedProgram", largest: Largest) -> "ExportedProgram":
     return export(program.module(check_guards=False), args=args, kwargs=kwargs, dynamic_shapes=shapes)
 
 
-def _inputs(program: "ExportedProgram") -> list["Tensor"]:
+def _inputs(program: "ExportedProgram") -> list[Any]:
+    """Without content; a size that varies is an expression of symbols."""
     nodes = {node.name: node for node in program.graph.nodes}
     return [nodes[str(name)].meta["val"] for name in program.graph_signature.user_inputs]
 
