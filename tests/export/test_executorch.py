@@ -68,11 +68,16 @@ def test_sizes_that_go_together_are_bounded_together() -> None:
 
 
 def test_named_inputs_stay_named() -> None:
-    traced = to_program(TRANSFORMER.build(CONFIG).eval(), TRANSFORMER.example(CONFIG, 3), SIGNATURE)
-    bounded = at_most(traced, [{0: 64, 1: CONFIG.max_tokens}])
-    given = TRANSFORMER.example(CONFIG, 20)
-    assert torch.equal(bounded.module()(**given), traced.module()(**given))
-    assert sorted(int(bound.upper) for bound in bounded.range_constraints.values()) == [CONFIG.max_tokens, 64]
+    class Scaled(torch.nn.Module):
+        def forward(self, *, x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+            return x * by[:, None]
+
+    shapes = {"x": {0: Dim.AUTO, 1: Dim.AUTO}, "by": {0: Dim.AUTO}}
+    given = {"x": torch.randn(3, 5), "by": torch.randn(3)}
+    bounded = at_most(torch.export.export(Scaled(), (), given, dynamic_shapes=shapes), [{0: 64, 1: 12}, {0: 64}])
+    assert {int(bound.upper) for bound in bounded.range_constraints.values()} == {64, 12}
+    x, by = torch.randn(20, 7), torch.randn(20)
+    assert torch.equal(bounded.module()(x=x, by=by), x * by[:, None])
 
 
 @pytest.mark.parametrize(("into", "mended"), [((1, 1), True), ((4, 3), True), ((3, 1), False)])
