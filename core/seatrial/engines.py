@@ -20,11 +20,17 @@ PROVIDER = "provider"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """`package` is the Python package that it runs in, `extra` the extra that brings it."""
+    """`package` is the Python package that it runs in, `extra` the extra that brings it. `imports` is what takes long to import
+    of it, where that is another package."""
 
     package: str
     extra: str
     gpu: bool = False
+    imports: str = ""
+
+    @property
+    def library(self) -> str:
+        return self.imports or self.package
 
 
 ENGINES: Mapping[str, Kind] = {
@@ -33,6 +39,7 @@ ENGINES: Mapping[str, Kind] = {
     "torch-export": Kind(package="torch", extra="torch"),
     "aotinductor": Kind(package="torch", extra="torch"),
     "torchscript": Kind(package="torch", extra="torch"),
+    "executorch": Kind(package="executorch", extra="executorch", imports="torch"),
     "tensorrt": Kind(package="tensorrt", extra="tensorrt", gpu=True),
 }
 

@@ -200,7 +200,11 @@ class Workshop:
             raise _NotApplicable("the model version is an ONNX file, and torch runs its own programs alone")
         self.tell(candidate.name, "compiling" if candidate.bound else "packaging")
         folder = self.folder / f"package-{candidate.name}"
-        job = package.Job(program=str(self.source.program), engine=candidate.engine.name)
+        job = package.Job(
+            program=str(self.source.program),
+            engine=candidate.engine.name,
+            largest=package.largest(self.source.signature),
+        )
         packaged = self._run(package, job, folder, package.Packaged)
         return Built(candidate=candidate, model=folder / packaged.model)
 

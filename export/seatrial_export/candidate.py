@@ -105,7 +105,7 @@ class Candidate:
     @property
     def of_torch(self) -> bool:
         """Whether it is made of the `torch.export` program itself, and not of an ONNX file."""
-        return self.target in (PT2_CPU, AOTI_CPU, TORCHSCRIPT_CPU)
+        return self.target in (PT2_CPU, AOTI_CPU, TORCHSCRIPT_CPU, EXECUTORCH_CPU)
 
     @property
     def bound(self) -> bool:
@@ -149,7 +149,7 @@ class Candidate:
 
 ONNX_CPU, ONNX_CUDA, ONNX_TENSORRT = "onnx-cpu", "onnx-cuda", "onnx-tensorrt"
 OPENVINO_CPU, PT2_CPU, AOTI_CPU = "openvino-cpu", "pt2-cpu", "aoti-cpu"
-TORCHSCRIPT_CPU = "torchscript-cpu"
+TORCHSCRIPT_CPU, EXECUTORCH_CPU = "torchscript-cpu", "executorch-cpu"
 
 ENGINES: Mapping[str, EngineSpec] = {
     ONNX_CPU: EngineSpec(name="onnxruntime"),
@@ -157,6 +157,7 @@ ENGINES: Mapping[str, EngineSpec] = {
     PT2_CPU: EngineSpec(name="torch-export"),
     AOTI_CPU: EngineSpec(name="aotinductor"),
     TORCHSCRIPT_CPU: EngineSpec(name="torchscript"),
+    EXECUTORCH_CPU: EngineSpec(name="executorch"),
     ONNX_CUDA: EngineSpec(name="onnxruntime", options={PROVIDER: "cuda"}),
     ONNX_TENSORRT: EngineSpec(name="onnxruntime", options={PROVIDER: "tensorrt"}),
 }
@@ -177,6 +178,7 @@ CANDIDATES = (
     Candidate(target=PT2_CPU, precision=Precision.FP32),
     Candidate(target=AOTI_CPU, precision=Precision.FP32),
     Candidate(target=TORCHSCRIPT_CPU, precision=Precision.FP32),
+    Candidate(target=EXECUTORCH_CPU, precision=Precision.FP32),
     Candidate(target=ONNX_CUDA, precision=Precision.FP32),
     Candidate(target=ONNX_TENSORRT, precision=Precision.FP32),
     Candidate(target=ONNX_CUDA, precision=Precision.FP16),

@@ -4,7 +4,7 @@ from importlib.metadata import version as installed
 from importlib.util import find_spec
 
 TOOLS = ("onnx", "onnxruntime", "onnxscript", "torch", "torch-pruning")
-OPTIONAL_TOOLS = ("openvino", "nncf")
+OPTIONAL_TOOLS = ("executorch", "nncf", "openvino", "optuna")
 
 
 def tools() -> dict[str, str]:

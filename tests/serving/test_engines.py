@@ -31,7 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return LinearBundle().write(tmp_path_factory.mktemp("engines"))
 
 
-MARKS = {"aotinductor": pytest.mark.slow, "tensorrt": pytest.mark.gpu}
+MARKS = {"aotinductor": pytest.mark.slow, "executorch": pytest.mark.slow, "tensorrt": pytest.mark.gpu}
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=MARKS.get(name, ())) for name in OPENERS])
@@ -124,6 +124,7 @@ def test_warm_up_runs_every_size(engine: Engine) -> None:
         "torch-export",
         "torchscript",
         pytest.param("aotinductor", marks=pytest.mark.slow),
+        pytest.param("executorch", marks=pytest.mark.slow),
     ],
 )
 def heavy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
