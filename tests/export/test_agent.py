@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import msgspec
@@ -181,14 +182,14 @@ def test_other_bytes_than_the_digest_says_are_refused_and_not_kept(agent: Near) 
 
 def test_half_a_file_is_refused_and_not_kept(agent: Near) -> None:
     answer = raw(agent, f"PUT /v1/files/{DIGEST}", {"content-length": "19"}, body=CONTENT[:7])
-    assert (answer["status"], answer["message"]) == (400, "7 of 19 bytes came")
+    assert (answer.status, answer.message) == (400, "7 of 19 bytes came")
     assert agent.files == []
 
 
 def test_a_file_beyond_the_limit_is_refused_before_it_is_read(agent: Near) -> None:
     answer = raw(agent, f"PUT /v1/files/{DIGEST}", {"content-length": str(10**15)}, body=b"x" * 10)
-    assert answer["status"] == 413
-    assert "at most 0.001 are taken (export.agent.file_mb)" in answer["message"]
+    assert answer.status == 413
+    assert "at most 0.001 are taken (export.agent.file_mb)" in answer.message
     assert agent.files == []
 
 
@@ -200,8 +201,8 @@ def test_who_sends_too_much_gets_to_read_why(agent: Near) -> None:
 def test_a_file_for_which_the_disk_has_no_room_is_refused(tmp_path: Path) -> None:
     with near(tmp_path, file_mb=1e12) as agent:
         answer = raw(agent, f"PUT /v1/files/{DIGEST}", {"content-length": str(10**17)}, body=b"")
-        assert answer["status"] == 507
-        assert "are free on the agent's disk" in answer["message"]
+        assert answer.status == 507
+        assert "are free on the agent's disk" in answer.message
 
 
 @pytest.mark.parametrize(
@@ -215,15 +216,15 @@ def test_a_file_for_which_the_disk_has_no_room_is_refused(tmp_path: Path) -> Non
 )
 def test_a_body_says_how_long_it_is(headers: dict[str, str], words: str, agent: Near) -> None:
     answer = raw(agent, f"PUT /v1/files/{DIGEST}", headers, body=b"0\r\n\r\n")
-    assert answer["status"] == 400
-    assert words in answer["message"]
+    assert answer.status == 400
+    assert words in answer.message
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "..", "", "x", DIGEST.upper(), f"{DIGEST}/x", "%2e%2e%2fx"])
 @pytest.mark.parametrize("method", ["PUT", "GET", "HEAD"])
 def test_a_file_is_named_by_its_digest_and_nothing_else(name: str, method: str, agent: Near) -> None:
     answer = raw(agent, f"{method} /v1/files/{name}", {"content-length": "1"}, body=b"x")
-    assert answer["status"] == 400
+    assert answer.status == 400
     assert agent.files == []
 
 
@@ -290,12 +291,13 @@ def test_a_manifest_cannot_name_a_way_out_of_its_bundle(tmp_path: Path) -> None:
         assert answer.status_code == 400
         assert "outside" in message(answer)
         assert agent.files == [digest]
-    assert Manifest.decode((bundle.path / MANIFEST).read_bytes(), where="the honest one")
+    honest = Manifest.decode((bundle.path / MANIFEST).read_bytes(), where="the honest one")
+    assert "model.onnx" in honest.files
 
 
 def test_a_message_beyond_the_limit_is_refused_before_it_is_read(agent: Near) -> None:
     answer = raw(agent, "POST /v1/leases", {"content-length": str(2**30)}, body=b"{")
-    assert answer["status"] == 413
+    assert answer.status == 413
 
 
 # One export at a time
@@ -338,7 +340,12 @@ def test_a_second_agent_in_the_same_home_is_refused_and_the_first_ends_in_peace(
         assert "another agent has the home" in second.stderr
 
 
-def raw(agent: Near, line: str, headers: dict[str, str], *, body: bytes) -> dict[str, object]:
+class Answered(NamedTuple):
+    status: int
+    message: str
+
+
+def raw(agent: Near, line: str, headers: dict[str, str], *, body: bytes) -> Answered:
     """What is answered to exactly this, after which the sender has no more to say."""
     host, _, port = agent.url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
@@ -348,4 +355,4 @@ def raw(agent: Near, line: str, headers: dict[str, str], *, body: bytes) -> dict
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     start, _, rest = answer.partition(b"\r\n\r\n")
     found: dict[str, object] = json.loads(rest) if rest else {"message": ""}
-    return {"status": int(start.split()[1]), "message": str(found["message"])}
+    return Answered(status=int(start.split()[1]), message=str(found["message"]))

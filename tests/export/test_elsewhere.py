@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def test_an_export_over_an_agent_finds_and_chooses_what_a_local_one_does(
     write_arrays(tmp_path / "rows.npz", some_rows(400))
     request = Request(ref=REF, candidates=(FLOAT, DYNAMIC), samples=tmp_path / "rows.npz")
     here = export(request, settings)
-    there = export(Request(**{**_fields(request), "on": (On(where=agent.url),)}), settings)
+    there = export(replace(request, on=(On(where=agent.url),)), settings)
     assert there.report.chosen == here.report.chosen == {"onnx-cpu": FLOAT.name}
     assert there.report.bundles == here.report.bundles, "where it was proved is not in what it answers"
     for ours, theirs in zip(here.report.rows, there.report.rows, strict=True):
@@ -145,10 +146,6 @@ def test_an_export_over_an_agent_finds_and_chooses_what_a_local_one_does(
     assert f"Measured on {agent.url}" in page
     assert agent.children() == [], "the agent has nothing running"
     assert not list((agent.home / "agent" / "errands").iterdir())
-
-
-def _fields(request: Request) -> dict[str, object]:
-    return {name: getattr(request, name) for name in request.__dataclass_fields__}
 
 
 @pytest.mark.slow
