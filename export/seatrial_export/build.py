@@ -17,14 +17,15 @@ from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from seatrial.engines import obstacle
+from seatrial import engines
 from seatrial.errors import ConversionFailed
-from seatrial.machine import this_machine
+from seatrial.machine import Machine, this_machine
 from seatrial.settings import Settings
 from seatrial.tensors import Signature
 from seatrial_export import convert, nncf, package, prune, quantize, sensitivity, study
 from seatrial_export.candidate import Calibration, Candidate, Compression, Lost, Precision, Verdict
 from seatrial_export.child import AT_ONCE, Bounded, Limits
+from seatrial_export.elsewhere import GONE, Elsewhere
 from seatrial_export.program import TORCH_PROGRAM
 from seatrial_export.samples import calls, count, joined, write_arrays
 from seatrial_export.sensitivity import Layer
@@ -83,7 +84,7 @@ def building(
             for _, some in groupby(sorted(candidates, key=_effort), key=_effort):
                 alike = list(some)
                 # Their float models come first in the queue: nothing that waits for one can keep it from being built.
-                onnx = [each for each in alike if not each.of_torch and obstacle(each.engine) is None]
+                onnx = [each for each in alike if not each.of_torch and workshop.obstacle(each) is None]
                 simplest = {candidate.pruning: candidate for candidate in reversed(onnx)}
                 floats = {pruning: pool.submit(workshop.build_float, each) for pruning, each in simplest.items()}
                 underway |= {each: pool.submit(workshop.finish, each, floats.get(each.pruning)) for each in alike}
@@ -115,18 +116,22 @@ WORKING_PART = 0.8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
-    """Where one model version is built. Each child keeps its files and its log below `folder`."""
+    """Where one model version is built. Each child keeps its files and its log below `folder`.
+
+    Candidates of the targets in `elsewhere` are built for the machine there, and those that are bound to one, on it.
+    """
 
     source: Source
     folder: Path
     settings: Settings
     limits: Limits
     tell: Tell
+    elsewhere: Mapping[str, Elsewhere] = field(default_factory=dict)
     given_up: threading.Event = field(default_factory=threading.Event)
 
     def finish(self, candidate: Candidate, base: "Future[_Float] | None") -> Built | Lost:
         try:
-            if why := obstacle(candidate.engine):
+            if why := self.obstacle(candidate):
                 raise _NotApplicable(why)
             if candidate.of_torch:
                 return self._package(candidate)
@@ -136,9 +141,20 @@ class Workshop:
             return Lost(candidate=candidate, verdict=Verdict.NOT_APPLICABLE, reason=str(why))
         except ConversionFailed as error:
             return unbuilt(candidate, error)
+        except GONE as why:
+            return Lost(candidate=candidate, verdict=Verdict.NOT_BUILT, reason=str(why))
+
+    def obstacle(self, candidate: Candidate) -> str | None:
+        """Why it cannot run where it is to run."""
+        there = self.elsewhere.get(candidate.target)
+        return there.obstacle(candidate.target) if there else engines.obstacle(candidate.engine)
+
+    def _machine(self, candidate: Candidate) -> Machine:
+        there = self.elsewhere.get(candidate.target)
+        return there.machine if there else this_machine()
 
     def _finish(self, candidate: Candidate, base: _Float) -> Built:
-        if candidate.precision is Precision.BF16 and not BF16_FEATURES & set(this_machine().features):
+        if candidate.precision is Precision.BF16 and not BF16_FEATURES & set(self._machine(candidate).features):
             raise _NotApplicable(f"this CPU has none of {', '.join(sorted(BF16_FEATURES))}")
         if candidate.precision in (Precision.FP32, Precision.BF16):  # it is the engine that computes in BF16
             return Built(candidate=candidate, model=base.model, program=base.program, note=base.note)
@@ -205,6 +221,8 @@ class Workshop:
             engine=candidate.engine.name,
             largest=package.largest(self.source.signature),
         )
+        if candidate.bound and (there := self.elsewhere.get(candidate.target)):
+            return Built(candidate=candidate, model=there.package(job, folder=folder, limits=self.limits))
         packaged = self._run(package, job, folder, package.Packaged)
         return Built(candidate=candidate, model=folder / packaged.model)
 
@@ -214,7 +232,7 @@ class Workshop:
         if able and not able & set(base.operators):
             raise _NotApplicable(f"the graph has none of {', '.join(sorted(able))}")
         self.tell(candidate.name, "quantizing")
-        bits = _weight_bits(candidate)
+        bits = _weight_bits(candidate, self._machine(candidate))
         folder = self.folder / f"quantize-{candidate.name}"
         job = quantize.Job(
             model=str(base.model),
@@ -374,11 +392,11 @@ def _mode(candidate: Candidate) -> quantize.Mode:
     return "weights" if Compression.WEIGHTS in candidate.compression else "dynamic"
 
 
-def _weight_bits(candidate: Candidate) -> Literal[4, 7, 8]:
+def _weight_bits(candidate: Candidate, machine: Machine) -> Literal[4, 7, 8]:
     """Blocks of weights are multiplied with signed numbers, by kernels whose sums do not saturate."""
     if candidate.precision is Precision.INT4:
         return 4
-    return 8 if Compression.WEIGHTS in candidate.compression else quantize.weight_bits(this_machine())
+    return 8 if Compression.WEIGHTS in candidate.compression else quantize.weight_bits(machine)
 
 
 def _smallest(signature: Signature) -> dict[str, int]:

@@ -119,6 +119,9 @@ class SimulatedWorkshop:
     trained: threading.Event = field(default_factory=threading.Event)
     given_up: threading.Event = field(default_factory=threading.Event)
 
+    def obstacle(self, _: Candidate) -> str | None:
+        return None
+
     def build_float(self, candidate: Candidate) -> Candidate:
         if candidate.pruning:
             assert self.trained.wait(20)
