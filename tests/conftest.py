@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 from seatrial.settings import Settings
-from seatrial_export.web import KNOWN_VERSION, hindrance
+from seatrial_export.web import KNOWN_VERSION, obstacle_to_building
 from tests.digits import ExportedDigits
 from tests.tools import absent, tool
 
@@ -91,7 +91,7 @@ def with_web(shared: Path) -> Settings:
     npm = tool("npm")
     with once(shared, "npm") as place:
         settings = Settings(home=place)
-        if hindrance(settings):
+        if obstacle_to_building(settings):
             package = f"onnxruntime-web@{KNOWN_VERSION}"
             install = [
                 npm,

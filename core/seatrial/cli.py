@@ -23,7 +23,7 @@ R = TypeVar("R")
 EXIT_FAILED, EXIT_USAGE, EXIT_NOT_ADMITTED = 1, 2, 3
 
 _LIFE = (
-    *("demo", "doctor", "train", "register", "export", "promote", "rollback", "history", "status"),
+    *("demo", "doctor", "train", "register", "export", "agent", "promote", "rollback", "history", "status"),
     *("serve", "keys", "bundle", "gc", "bench", "tune", "conformance", "triton", "bento", "monitor"),
 )
 

@@ -22,6 +22,7 @@ EXTRAS = {
     "training": ("torch", "lightning", "mlflow", "sklearn"),
     "export": ("torch", "onnx", "onnxscript", "onnxruntime", "torch_pruning"),
     "bentoml": ("bentoml",),
+    "executorch": ("executorch",),
     "openvino": ("openvino",),
     "s3": ("boto3",),
 }

@@ -22,6 +22,7 @@ PROVIDER = "provider"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """`package` is the Python package that it runs in, `extra` the extra that brings it; or it runs in one of `programs`.
+    `imports` is what takes long to import of it, where that is another package.
 
     Files for an engine that is `elsewhere`, on somebody's telephone or in their browser, can be built where it cannot run;
     one that needs a `system` runs on no other.
@@ -30,9 +31,14 @@ class Kind:
     package: str = ""
     extra: str = ""
     gpu: bool = False
+    imports: str = ""
     programs: tuple[str, ...] = ()
     system: str = ""
     elsewhere: bool = False
+
+    @property
+    def library(self) -> str:
+        return self.imports or self.package
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -43,6 +49,7 @@ ENGINES: Mapping[str, Kind] = {
     "torch-export": Kind(package="torch", extra="torch"),
     "aotinductor": Kind(package="torch", extra="torch"),
     "torchscript": Kind(package="torch", extra="torch"),
+    "executorch": Kind(package="executorch", extra="executorch", imports="torch"),
     "tensorrt": Kind(package="tensorrt", extra="tensorrt", gpu=True),
     "onnxruntime-web": Kind(programs=BROWSERS, elsewhere=True),
     "tvm": Kind(package="tvm", extra="tvm"),
@@ -81,7 +88,7 @@ def obstacle(engine: EngineSpec, hardware: Hardware | None = None) -> str | None
     return _not_installed(kind) or _elsewhere(kind) or _missing_provider(provider) or _misfit(engine, hardware)
 
 
-def hindrance(engine: EngineSpec) -> str | None:
+def obstacle_to_building(engine: EngineSpec) -> str | None:
     """Why no files for `engine` can be built here, in one clause. Where that is possible, it may still be unable to run them."""
     kind = ENGINES.get(engine.name)
     return _not_installed(kind) if kind and kind.elsewhere else obstacle(engine)

@@ -17,6 +17,7 @@ SeatrialError
 │   ├── QuotaExceeded        this caller has asked for more than its share
 │   ├── NotReady             starting, draining, or no engine is up
 │   ├── NotEnoughMemory      a new version does not fit beside the old one
+│   ├── Busy                 somebody else has what is for one at a time
 │   └── DeadlinePassed       the answer would have come too late
 ├── Broken               somebody must look
 │   ├── EngineFailed         the engine raised, died or answered nonsense
@@ -31,6 +32,8 @@ SeatrialError
 │   ├── PortInUse, DiskFull
 │   ├── DataMissing          a data set is not where the settings say
 │   ├── RegistryUnreachable  MLflow did not answer
+│   ├── AgentLost            the agent that measures elsewhere does not answer, or no longer
+│   ├── AgentRefused         it answers, and does not let us in or do what it is asked
 │   ├── NotInRegistry        a model, version, alias or tag that MLflow does not have
 │   └── Untrusted            opening it would run somebody's code
 └── NotAdmitted          a decision, not a fault
@@ -100,6 +103,10 @@ class NotReady(Refused):
 
 
 class NotEnoughMemory(Refused):
+    pass
+
+
+class Busy(Refused):
     pass
 
 
@@ -174,6 +181,14 @@ class DataMissing(Misused):
 
 
 class RegistryUnreachable(Misused):
+    pass
+
+
+class AgentLost(Misused):
+    pass
+
+
+class AgentRefused(Misused):
     pass
 
 

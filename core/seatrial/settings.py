@@ -262,6 +262,48 @@ class Registry(_Group):
     """How long one question to a tracking server may take."""
 
 
+class Agent(_Group):
+    """Of `seatrial agent`, which verifies and times for exports that run on another machine."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Any but this machine's own takes `serving.tls.certificate` and `serving.tls.key`."""
+    port: int = Field(default=9500, ge=0, le=65535)
+    """0 takes a free port and prints it."""
+    token: SecretStr | None = None
+    """What an export must show, by its SEATRIAL_API_KEY: at least 24 characters. Keep it in the environment or in a file."""
+    token_file: Path | None = None
+    """A file that holds the token, where the environment does not."""
+    file_mb: float = Field(default=8000.0, gt=0)
+    """The largest file that is taken."""
+    keep_mb: float = Field(default=20000.0, ge=0)
+    """Room for files that exports sent, below the home, for the next one that would send the same."""
+    lease_s: float = Field(default=60.0, ge=1)
+    """After so long without a word from the export that holds the agent, it is free for another one."""
+    errand_s: float = Field(default=3600.0, gt=0)
+    """The longest that one step may take: verifying one candidate, or timing all of them."""
+
+
+class Kubernetes(_Group):
+    """How `seatrial export --on KEY=VALUE,...` starts an agent on a node of a cluster, by kubectl."""
+
+    image: str | None = None
+    """The image that `export/Dockerfile` builds, where the nodes find it."""
+    namespace: str | None = None
+    """Where the agent runs; by default that of kubectl's context."""
+    cpu: int = Field(default=2, ge=1)
+    """Cores of the agent. Whole ones, requested and limited alike, so that a node may give it cores of its own."""
+    memory: str = "4Gi"
+    """Memory of the agent, requested and limited alike."""
+    disk: str = "20Gi"
+    """Room for the files that it is sent."""
+    gpus: int = Field(default=0, ge=0)
+    """GPUs of the agent, as `nvidia.com/gpu`."""
+    start_s: float = Field(default=300.0, gt=0)
+    """Time that the cluster has to place, pull and start it."""
+    most_s: int = Field(default=14400, ge=60)
+    """After so long the cluster ends it, whatever became of the export."""
+
+
 class Export(_Group):
     conversion_s: float = Field(default=600.0, gt=0)
     """Time that a conversion's child process has."""
@@ -290,6 +332,8 @@ class Export(_Group):
     """The folder of the npm package onnxruntime-web; by default `node_modules/onnxruntime-web` in the home directory."""
     trusted_models: tuple[str, ...] = ()
     """Names of registered models that are opened as if with --trust."""
+    agent: Agent = Agent()
+    kubernetes: Kubernetes = Kubernetes()
 
 
 class Triton(_Group):
@@ -322,8 +366,8 @@ class Settings(BaseSettings):
     data: Path | None = None
     """The folder with the data sets that recipes name; by default `data` in the home directory."""
     api_key: SecretStr | None = None
-    """The key or token that `bench`, `conformance`, `status --server` and `promote --server` show a server. Keep it in the
-    environment: it is no option, because a command line is seen by everybody on the machine."""
+    """The key or token that `bench`, `conformance`, `status --server` and `promote --server` show a server, and `export --on`
+    an agent. Keep it in the environment: it is no option, because a command line is seen by everybody on the machine."""
     server_ca: Path | None = None
     """Certificates that sign those of the servers that these commands ask by https, PEM; by default the world's."""
     registry: Registry = Registry()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
@@ -16,14 +17,15 @@ from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from seatrial.engines import hindrance
+from seatrial import engines
 from seatrial.errors import ConversionFailed
-from seatrial.machine import this_machine
+from seatrial.machine import Machine, this_machine
 from seatrial.settings import Settings
 from seatrial.tensors import Signature
-from seatrial_export import convert, package, prune, quantize, sensitivity, study, web
+from seatrial_export import convert, nncf, package, prune, quantize, sensitivity, study, web
 from seatrial_export.candidate import ONNX_WEB, Calibration, Candidate, Compression, Lost, Precision, Verdict
 from seatrial_export.child import AT_ONCE, Bounded, Limits
+from seatrial_export.elsewhere import GONE, Elsewhere
 from seatrial_export.program import TORCH_PROGRAM
 from seatrial_export.samples import calls, count, joined, write_arrays
 from seatrial_export.sensitivity import Layer
@@ -83,7 +85,7 @@ def building(
             for _, some in groupby(sorted(candidates, key=_effort), key=_effort):
                 alike = list(some)
                 # Their float models come first in the queue: nothing that waits for one can keep it from being built.
-                onnx = [each for each in alike if not each.of_torch and workshop.hindrance(each) is None]
+                onnx = [each for each in alike if not each.of_torch and workshop.obstacle_to_building(each) is None]
                 simplest = {candidate.pruning: candidate for candidate in reversed(onnx)}
                 floats = {pruning: pool.submit(workshop.build_float, each) for pruning, each in simplest.items()}
                 underway |= {each: pool.submit(workshop.finish, each, floats.get(each.pruning)) for each in alike}
@@ -115,18 +117,22 @@ WORKING_PART = 0.8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
-    """Where one model version is built. Each child keeps its files and its log below `folder`."""
+    """Where one model version is built. Each child keeps its files and its log below `folder`.
+
+    Candidates of the targets in `elsewhere` are built for the machine there, and those that are bound to one, on it.
+    """
 
     source: Source
     folder: Path
     settings: Settings
     limits: Limits
     tell: Tell
+    elsewhere: Mapping[str, Elsewhere] = field(default_factory=dict)
     given_up: threading.Event = field(default_factory=threading.Event)
 
     def finish(self, candidate: Candidate, base: "Future[_Float] | None") -> Built | Lost:
         try:
-            if why := self.hindrance(candidate):
+            if why := self.obstacle_to_building(candidate):
                 raise _NotApplicable(why)
             if candidate.of_torch:
                 return self._package(candidate)
@@ -136,19 +142,28 @@ class Workshop:
             return Lost(candidate=candidate, verdict=Verdict.NOT_APPLICABLE, reason=str(why))
         except ConversionFailed as error:
             return unbuilt(candidate, error)
+        except GONE as why:
+            return Lost(candidate=candidate, verdict=Verdict.NOT_BUILT, reason=str(why))
 
-    def hindrance(self, candidate: Candidate) -> str | None:
-        """Why it cannot be built here, in one clause."""
-        if candidate.target == ONNX_WEB and (why := web.hindrance(self.settings)):
+    def obstacle_to_building(self, candidate: Candidate) -> str | None:
+        """Why it cannot be built, or cannot run on the other machine where it is to run, in one clause."""
+        if candidate.target == ONNX_WEB and (why := web.obstacle_to_building(self.settings)):
             return why
-        return hindrance(candidate.engine)
+        there = self.elsewhere.get(candidate.target)
+        return there.obstacle(candidate.target) if there else engines.obstacle_to_building(candidate.engine)
+
+    def _machine(self, candidate: Candidate) -> Machine:
+        there = self.elsewhere.get(candidate.target)
+        return there.machine if there else this_machine()
 
     def _finish(self, candidate: Candidate, base: _Float) -> Built:
-        if candidate.precision is Precision.BF16 and not BF16_FEATURES & set(this_machine().features):
+        if candidate.precision is Precision.BF16 and not BF16_FEATURES & set(self._machine(candidate).features):
             raise _NotApplicable(f"this CPU has none of {', '.join(sorted(BF16_FEATURES))}")
         if candidate.precision in (Precision.FP32, Precision.BF16):  # it is the engine that computes in BF16
             beside = web.beside(self.settings) if candidate.target == ONNX_WEB else {}
             return Built(candidate=candidate, model=base.model, beside=beside, program=base.program, note=base.note)
+        if Compression.NNCF in candidate.compression:
+            return self._quantize_for_openvino(candidate, base)
         return self._quantize(candidate, base)
 
     def build_float(self, candidate: Candidate) -> _Float:
@@ -205,9 +220,11 @@ class Workshop:
             raise _NotApplicable("the model version is an ONNX file, and this is made of torch's programs alone")
         self.tell(candidate.name, "compiling" if candidate.bound else "packaging")
         folder = self.folder / f"package-{candidate.name}"
-        engine = candidate.engine.name
-        signature = self.source.signature if engine in package.SIGNED else None
-        job = package.Job(program=str(self.source.program), engine=engine, signature=signature)
+        job = package.Job(
+            program=str(self.source.program), engine=candidate.engine.name, signature=self.source.signature
+        )
+        if candidate.bound and (there := self.elsewhere.get(candidate.target)):
+            return Built(candidate=candidate, model=there.package(job, folder=folder, limits=self.limits))
         model = self._run(package, job, folder, package.Packaged).model
         of_it = [path for path in (folder / Path(model).parts[0]).rglob("*") if path.is_file()]
         beside = {path.relative_to(folder).as_posix(): path for path in of_it if path != folder / model}
@@ -219,7 +236,7 @@ class Workshop:
         if able and not able & set(base.operators):
             raise _NotApplicable(f"the graph has none of {', '.join(sorted(able))}")
         self.tell(candidate.name, "quantizing")
-        bits = _weight_bits(candidate)
+        bits = _weight_bits(candidate, self._machine(candidate))
         folder = self.folder / f"quantize-{candidate.name}"
         job = quantize.Job(
             model=str(base.model),
@@ -230,9 +247,8 @@ class Workshop:
             smoothed=smoothed,
         )
         if mode == "static":
-            rows = list(calls(self.source.signature, self.source.calibration, size=quantize.CALIBRATION_CALL))
-            write_arrays(folder / quantize.CALIBRATION, joined(rows))
-            job = msgspec.structs.replace(job, calibration=str(folder / quantize.CALIBRATION), rows=count(rows[0]))
+            calibration, rows = self._calibration(folder)
+            job = msgspec.structs.replace(job, calibration=str(calibration), rows=rows)
         done = self._run(quantize, job, folder, quantize.Quantized)
         if smoothed and not done.smoothed:
             raise _NotApplicable("none of its activations becomes easier to quantize by it")
@@ -244,6 +260,41 @@ class Workshop:
             quantization=job,
             note=base.note,
         )
+
+    def _quantize_for_openvino(self, candidate: Candidate, base: _Float) -> Built:
+        if find_spec(nncf.PACKAGE) is None:
+            raise _NotApplicable(
+                f"the Python package '{nncf.PACKAGE}' is not installed; pip install 'seatrial[nncf]' brings it"
+            )
+        if not quantize.QUANTIZABLE & set(base.operators):
+            raise _NotApplicable(f"the graph has none of {', '.join(sorted(quantize.QUANTIZABLE))}")
+        self.tell(candidate.name, "quantizing")
+        bits = quantize.weight_bits(self._machine(candidate))
+        folder = self.folder / f"quantize-{candidate.name}"
+        calibration, rows = self._calibration(folder)
+        job = nncf.Job(
+            model=str(base.model),
+            weight_bits=bits,
+            calibration=str(calibration),
+            rows=rows,
+            transformer="LayerNormalization" in base.operators,
+        )
+        self._run(nncf, job, folder, nncf.Quantized)
+        return Built(
+            candidate=candidate,
+            model=folder / nncf.MODEL,
+            beside={nncf.WEIGHTS: folder / nncf.WEIGHTS},
+            program=base.program,
+            recorded=(f"{bits}-bit-weights",),
+            note=base.note,
+        )
+
+    def _calibration(self, folder: Path) -> tuple[Path, int]:
+        """A file in `folder` with rows to calibrate on, and how many of them a call takes."""
+        rows = list(calls(self.source.signature, self.source.calibration, size=quantize.CALIBRATION_CALL))
+        path = folder / quantize.CALIBRATION
+        write_arrays(path, joined(rows))
+        return path, count(rows[0])
 
     def sensitivity(self, candidate: Candidate, base: Built) -> tuple[Layer, ...]:
         """What INT8 costs each layer of `base`, the worst first. Raises `ConversionFailed`."""
@@ -345,11 +396,11 @@ def _mode(candidate: Candidate) -> quantize.Mode:
     return "weights" if Compression.WEIGHTS in candidate.compression else "dynamic"
 
 
-def _weight_bits(candidate: Candidate) -> Literal[4, 7, 8]:
+def _weight_bits(candidate: Candidate, machine: Machine) -> Literal[4, 7, 8]:
     """Blocks of weights are multiplied with signed numbers, by kernels whose sums do not saturate."""
     if candidate.precision is Precision.INT4:
         return 4
-    return 8 if Compression.WEIGHTS in candidate.compression else quantize.weight_bits(this_machine())
+    return 8 if Compression.WEIGHTS in candidate.compression else quantize.weight_bits(machine)
 
 
 def _smallest(signature: Signature) -> dict[str, int]:

@@ -30,6 +30,8 @@ class Compression(StrEnum):
     """The layers that INT8 harms most stay in float, as few as keep the accuracy."""
     WEIGHTS = "weights"
     """Weights of matrix products alone, each block of them with a range of its own."""
+    NNCF = "nncf"
+    """INT8 weights and activations as OpenVINO's own compression framework places them."""
     PRUNED = "pruned-50"
     """Half of the channels taken out; what is left is taught by the source."""
     PRUNED_LESS = "pruned-30"
@@ -104,7 +106,7 @@ class Candidate:
     @property
     def of_torch(self) -> bool:
         """Whether it is made of the `torch.export` program itself, and not of an ONNX file."""
-        return self.target in (PT2_CPU, AOTI_CPU, TORCHSCRIPT_CPU, COREML, TVM_CPU)
+        return self.target in (PT2_CPU, AOTI_CPU, TORCHSCRIPT_CPU, EXECUTORCH_CPU, COREML, TVM_CPU)
 
     @property
     def bound(self) -> bool:
@@ -150,7 +152,7 @@ ONNX_CPU, ONNX_CUDA, ONNX_TENSORRT = "onnx-cpu", "onnx-cuda", "onnx-tensorrt"
 ONNX_WEB, COREML = "onnx-web", "coreml"
 TVM_CPU = "tvm-cpu"
 OPENVINO_CPU, PT2_CPU, AOTI_CPU = "openvino-cpu", "pt2-cpu", "aoti-cpu"
-TORCHSCRIPT_CPU = "torchscript-cpu"
+TORCHSCRIPT_CPU, EXECUTORCH_CPU = "torchscript-cpu", "executorch-cpu"
 
 ENGINES: Mapping[str, EngineSpec] = {
     ONNX_CPU: EngineSpec(name="onnxruntime"),
@@ -158,6 +160,7 @@ ENGINES: Mapping[str, EngineSpec] = {
     PT2_CPU: EngineSpec(name="torch-export"),
     AOTI_CPU: EngineSpec(name="aotinductor"),
     TORCHSCRIPT_CPU: EngineSpec(name="torchscript"),
+    EXECUTORCH_CPU: EngineSpec(name="executorch"),
     ONNX_CUDA: EngineSpec(name="onnxruntime", options={PROVIDER: "cuda"}),
     ONNX_TENSORRT: EngineSpec(name="onnxruntime", options={PROVIDER: "tensorrt"}),
     ONNX_WEB: EngineSpec(name="onnxruntime-web"),
@@ -181,6 +184,7 @@ CANDIDATES = (
     Candidate(target=PT2_CPU, precision=Precision.FP32),
     Candidate(target=AOTI_CPU, precision=Precision.FP32),
     Candidate(target=TORCHSCRIPT_CPU, precision=Precision.FP32),
+    Candidate(target=EXECUTORCH_CPU, precision=Precision.FP32),
     Candidate(target=ONNX_CUDA, precision=Precision.FP32),
     Candidate(target=ONNX_TENSORRT, precision=Precision.FP32),
     Candidate(target=ONNX_CUDA, precision=Precision.FP16),
@@ -200,6 +204,7 @@ ON_REQUEST = (
     Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.WEIGHTS,)),
     Candidate(target=ONNX_CPU, precision=Precision.INT4, compression=(Compression.WEIGHTS,)),
     Candidate(target=ONNX_CPU, precision=Precision.FP16),
+    Candidate(target=OPENVINO_CPU, precision=Precision.INT8, compression=(Compression.NNCF,)),
     Candidate(target=OPENVINO_CPU, precision=Precision.BF16),
     *(
         Candidate(target=ONNX_CPU, precision=Precision.FP32, compression=(pruning,))

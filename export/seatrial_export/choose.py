@@ -189,6 +189,25 @@ def undecided(variants: Sequence[Variant], budget: Budget, objective: Objective)
     return tuple({each.candidate: each for each in (fastest, winner, *rivals)}.values()) if rivals else ()
 
 
+def halved_by_target(variants: Sequence[Variant], *, budget: Budget, objective: Objective) -> list[Variant]:
+    """As `halved`, among the variants of each target."""
+    return [each for some in by_target(variants).values() for each in halved(some, budget, objective)]
+
+
+def undecided_by_target(
+    variants: Sequence[Variant], *, budget: Budget, objective: Objective
+) -> list[tuple[Variant, ...]]:
+    """As `undecided`, among the variants of each target."""
+    return [pair for some in by_target(variants).values() if (pair := undecided(some, budget, objective))]
+
+
+def by_target(variants: Sequence[Variant]) -> dict[str, list[Variant]]:
+    found: dict[str, list[Variant]] = {}
+    for variant in variants:
+        found.setdefault(variant.candidate.target, []).append(variant)
+    return found
+
+
 def noise(group: Sequence[Variant]) -> str:
     """What is said of some that stayed undecided, in a clause; the first of them is the fastest."""
     fastest, *others = group

@@ -51,6 +51,11 @@ from seatrial.errors import InvalidSettings
     help="Report also how the chosen variant and the source take spoiled and adversarial rows, and on what in a row their "
     "answers hang. Takes minutes.",
 )  # fmt: skip
+@click.option(
+    "--on", "places", multiple=True, metavar="[TARGET=]URL|[TARGET=]KEY=VALUE,...",
+    help="Verify and time on another machine: at the address of a `seatrial agent`, or on a Kubernetes node with these labels, "
+    "where one is started for it. For all targets, or for one. Repeat for several.",
+)  # fmt: skip
 @click.option("--trust", is_flag=True, help="Open a pickled model, which runs its author's code, in a child process.")
 @json_option
 def export(
@@ -66,6 +71,7 @@ def export(
     search: int | None,
     samples: Path | None,
     probe: bool,
+    places: tuple[str, ...],
     trust: bool,
     as_json: bool,
 ) -> None:
@@ -81,6 +87,7 @@ def export(
       seatrial export my-model/3 --samples rows.npz --budget p99_ms=5 --budget size_mb=20
       seatrial export digits-cnn/1 --search 30 --minutes 20
       seatrial export my-encoder/1 --batch 1 --batch 8 --length 128 --objective accuracy --budget throughput=40
+      seatrial export digits-cnn/1 --target onnx-cuda --on https://gpu.example.com:9500
     """
     import msgspec
 
@@ -90,6 +97,7 @@ def export(
     from seatrial_export.choose import Budget, Objective
     from seatrial_export.contest import Sizes
     from seatrial_export.export import Request, attempt
+    from seatrial_export.remote.reach import On
     from seatrial_export.summary import Progress, summary
 
     try:
@@ -105,6 +113,7 @@ def export(
             minutes=minutes,
             probe=probe,
             search=search or 0,
+            on=tuple(map(On.parse, places)),
             candidates=tuple(dict.fromkeys((*CANDIDATES, *asked))),
         )
     except InvalidSettings as error:
@@ -116,6 +125,33 @@ def export(
     if as_json and exported.unmet:  # one document is enough
         click.get_current_context().exit(EXIT_NOT_ADMITTED)
     exported.check()
+
+
+@click.command()
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="0 takes a free one and prints it.  [default: 9500]")
+@json_option
+def agent(*, host: str | None, port: int | None, as_json: bool) -> None:
+    """Verify and time variants on this machine for exports that run on others: `seatrial export --on`.
+
+    Runs what it is sent, as its own user: it asks for a token, SEATRIAL_EXPORT__AGENT__TOKEN or the file
+    export.agent.token_file, and listens beyond this machine with TLS alone (serving.tls). One export at a time. Ctrl-C ends it.
+
+    \b
+    Example:
+      SEATRIAL_EXPORT__AGENT__TOKEN=$(openssl rand -hex 32) seatrial agent
+      seatrial agent --host 0.0.0.0 --port 9500
+    """
+    from seatrial.settings import load_settings
+    from seatrial_export.remote.run import serve
+
+    settings = load_settings(export={"agent": {"host": host, "port": port}})
+
+    def ready(url: str) -> None:
+        result = {"ready": True, "url": url}
+        show(result, as_json=as_json, text=lambda: f"measuring for others at {url}\nCtrl-C ends it")
+
+    serve(settings, ready=ready)
 
 
 @click.command()

@@ -15,18 +15,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
-from seatrial.bundle.evidence import Timing
+from seatrial.bundle import Bundle
+from seatrial.bundle.evidence import Quality, Timing
 from seatrial.errors import ConversionFailed, InvalidSettings
 from seatrial.tensors import DynamicAxis, Signature
-from seatrial_export.candidate import Lost, Verdict
+from seatrial_export.candidate import Candidate, Lost, Verdict
 from seatrial_export.choose import Variant, noise
 from seatrial_export.exam import resized
 from seatrial_export.measure import FEWEST_ROUNDS, MAX_ROUNDS, MIN_ROUNDS, Clock, Rounds, throughput_batch
 from seatrial_export.samples import Inputs, calls, fixed_size, repeat, write_arrays
 from seatrial_export.stand import Mounted, Stand
-from seatrial_export.trial import Verified
+from seatrial_export.verify import Proof
 
 Halved: TypeAlias = Callable[[Sequence[Variant]], Sequence[Variant]]
 """Those that are worth more rounds."""
@@ -99,8 +100,21 @@ class Outcome:
     notes: tuple[str, ...]
 
 
+class Entrant(Protocol):
+    """Who takes part: what was verified."""
+
+    @property
+    def candidate(self) -> Candidate: ...
+    @property
+    def bundle(self) -> Bundle: ...
+    @property
+    def proof(self) -> Proof: ...
+    @property
+    def quality(self) -> Quality: ...
+
+
 def contest(
-    verified: Sequence[Verified],
+    verified: Sequence[Entrant],
     rows: Inputs,
     *,
     stand: Stand,
@@ -155,7 +169,7 @@ class _Material:
 
 class _Contest:
     def __init__(
-        self, verified: Sequence[Verified], material: _Material, stand: Stand, stack: ExitStack, clock: Clock
+        self, verified: Sequence[Entrant], material: _Material, stand: Stand, stack: ExitStack, clock: Clock
     ) -> None:
         """`stack` gets what must be closed at the end."""
         self._verified = {each.candidate.name: each for each in verified}

@@ -18,7 +18,7 @@ import msgspec
 
 from seatrial.bundle import Bundle, open_bundle
 from seatrial.bundle.store import directory_name
-from seatrial.errors import BudgetNotMet, BundleCorrupt, InvalidSettings
+from seatrial.errors import BudgetNotMet, BundleCorrupt, ConversionFailed, InvalidSettings, SeatrialError
 from seatrial.machine import cores, this_machine
 from seatrial.registry import BUNDLE_TAG, ModelRef, ModelVersion
 from seatrial.registry.embedded import EmbeddedRegistry, download
@@ -29,17 +29,28 @@ from seatrial_export.build import Built, Tell, Workshop, building
 from seatrial_export.bundling import add_evidence, bundle_up
 from seatrial_export.candidate import CANDIDATES, DEFAULT_TARGETS, TARGETS, Candidate, Lost, Verdict
 from seatrial_export.child import Limits, child_limits
-from seatrial_export.choose import Budget, Judgement, Objective, Variant, choose, halved, undecided
+from seatrial_export.choose import (
+    Budget,
+    Judgement,
+    Objective,
+    Variant,
+    by_target,
+    choose,
+    halved_by_target,
+    undecided_by_target,
+)
 from seatrial_export.contest import Outcome, Pace, Sizes, contest
 from seatrial_export.deltas import Deltas
 from seatrial_export.deltas.beside import ask_more, set_beside
+from seatrial_export.elsewhere import GONE, Elsewhere
 from seatrial_export.logged import Trust
 from seatrial_export.measure import Clock
 from seatrial_export.mix import Mixed, Mixer, Tried
 from seatrial_export.page import PAGE, draw
 from seatrial_export.publish import REPORT_FOLDER, export_run
 from seatrial_export.quality import ENOUGH_ROWS
-from seatrial_export.report import Report, Row, rows, unverified_folder, verdict_sentence
+from seatrial_export.remote.reach import On, assigned, reached
+from seatrial_export.report import Place, Report, Row, rows, unverified_folder, verdict_sentence
 from seatrial_export.samples import count
 from seatrial_export.search import Found as Searched
 from seatrial_export.search import Search, Searcher, some_rows
@@ -62,7 +73,8 @@ class Request:
 
     After `minutes` nothing new is begun: the best that was proved until then is taken. With `probe` the report also says how
     what was chosen answers spoiled and adversarial rows, and on what in a row its answers hang. `search` is how many finer forms
-    of static INT8 are tried, of which the best become candidates too.
+    of static INT8 are tried, of which the best become candidates too. `on` says which targets are verified and timed on other
+    machines.
     """
 
     ref: ModelRef
@@ -75,6 +87,7 @@ class Request:
     minutes: float | None = None
     probe: bool = False
     search: int = 0
+    on: Sequence[On] = ()
     candidates: Sequence[Candidate] = CANDIDATES
 
     def __post_init__(self) -> None:
@@ -84,6 +97,7 @@ class Request:
             if target not in TARGETS:
                 meant = did_you_mean(target, TARGETS, otherwise=f"there are {', '.join(TARGETS)}")
                 raise InvalidSettings(f"there is no target '{target}'{meant}")
+        assigned(self.on, self.targets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,12 +138,18 @@ def attempt(request: Request, settings: Settings, *, tell: Tell = lambda *_: Non
     """Build, verify, measure and choose; bundles and report go into the registry.
 
     Raises what keeps it from judging at all: `NotInRegistry`, `Untrusted`, `InvalidSource`, `ConversionFailed` where a
-    foreign model cannot be opened, `DiskFull`, `RegistryUnreachable`.
+    foreign model cannot be opened, `DiskFull`, `RegistryUnreachable`, and where an agent
+    cannot be had `AgentRefused` or `AgentLost`.
     """
     registry = EmbeddedRegistry(settings)
     version = registry.resolve(request.ref)
-    with workplace(settings.home, version) as place, export_run(registry, version, settings) as run:
-        work = Work(request=request, version=version, settings=settings, place=place, tell=tell)
+    places = assigned(request.on, request.targets)
+    with (
+        workplace(settings.home, version) as place,
+        reached(places, version, settings, folder=place, tell=tell) as elsewhere,
+        export_run(registry, version, settings) as run,
+    ):
+        work = Work(request=request, version=version, settings=settings, place=place, tell=tell, elsewhere=elsewhere)
         report, bundles, unverified = work.do(run.id)
         draw(report, place / PAGE)
         run.publish(
@@ -163,13 +183,17 @@ class Examined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One export, between the registry that it reads and the registry that it writes; `place` is an empty folder of its own."""
+    """One export, between the registry that it reads and the registry that it writes; `place` is an empty folder of its own.
+
+    `elsewhere` has the machines of the targets that are not verified and timed on this one.
+    """
 
     request: Request
     version: ModelVersion
     settings: Settings
     place: Path
     tell: Tell
+    elsewhere: Mapping[str, Elsewhere] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     clock: Clock = time.monotonic
     began: float = field(default_factory=time.monotonic)
@@ -180,13 +204,18 @@ class Work:
             examined = self.examine(stand)
             with self._step("measuring"), undisturbed(self.settings.home):
                 outcome = self.measure(examined, stand)
+        if self.elsewhere:
+            with self._step("measuring elsewhere"):
+                outcome = self._with_elsewhere(outcome, examined)
         judgements = self.judge(outcome.variants)
         with self._step("bundling"):
-            bundles = self._bundle(judgements, examined, run_id=run_id)
+            bundles, unbundled = self._bundle(judgements, examined, run_id=run_id)
+        kept = [each for each in judgements if each.variant.candidate not in {lost.candidate for lost in unbundled}]
         with self._step("comparing"):
-            deltas = self._compare(judgements, examined)
-        found = rows(examined.candidates, judgements, examined.lost + outcome.lost, examined.layers)
-        report = self._report(found, bundles, examined.source, examined.notes + outcome.notes, run_id=run_id)
+            deltas, notes = self._compare(kept, examined)
+        found = rows(examined.candidates, kept, (*examined.lost, *outcome.lost, *unbundled), examined.layers)
+        notes = examined.notes + outcome.notes + notes
+        report = self._report(found, bundles, examined.source, notes, run_id=run_id)
         unverified = {unverified_folder(each): each.files for each in examined.lost if each.files}
         return msgspec.structs.replace(report, deltas=deltas, searches=examined.searches), bundles, unverified
 
@@ -202,8 +231,9 @@ class Work:
         with self._step("reading"):
             source = self._read()
         workshop = Workshop(
-            source=source, folder=self.place, settings=self.settings, limits=self._build_limits, tell=self.tell
-        )
+            source=source, folder=self.place, settings=self.settings, limits=self._build_limits, tell=self.tell,
+            elsewhere=self.elsewhere,
+        )  # fmt: skip
         tried: list[Tried] = []
         searched: list[Searched] = []
         with building([each for each in self._candidates if not each.mixed], workshop) as underway:
@@ -214,7 +244,7 @@ class Work:
                 with self._step("building"):
                     built = underway[candidate].result()
                 with self._step("verifying"):
-                    if isinstance(built, Built):
+                    if isinstance(built, Built) and candidate.target not in self.elsewhere:
                         stand.prepare(candidate.engine.name)
                     late = self._left_s(VERIFIED_BY) <= 0 and any(isinstance(found, Verified) for _, found in tried)
                     tried.append((built, _too_late(built) if late else self._examine(built, source, questions)))
@@ -246,10 +276,12 @@ class Work:
         )
 
     def measure(self, examined: Examined, stand: Stand) -> Outcome:
-        for each in examined.verified:
+        """Those that are measured here."""
+        here = [each for each in examined.verified if each.candidate.target not in self.elsewhere]
+        for each in here:
             self.tell(each.candidate.name, "measuring")
         return contest(
-            examined.verified,
+            here,
             examined.source.rows,
             stand=stand,
             folder=self.place / "calls",
@@ -259,20 +291,38 @@ class Work:
             undecided=self._undecided,
         )
 
+    def _with_elsewhere(self, here: Outcome, examined: Examined) -> Outcome:
+        """`here`, and what each other machine says of its own, one after the other."""
+        outcomes = [here]
+        for place in {id(each): each for each in self.elsewhere.values()}.values():
+            verified = [each for each in examined.verified if self.elsewhere.get(each.candidate.target) is place]
+            for each in verified:
+                self.tell(each.candidate.name, f"measuring on {place.name}")
+            try:
+                outcomes.append(
+                    place.contest(
+                        verified, examined.source.rows, sizes=self.request.sizes, pace=self._pace,
+                        budget=self.request.budget, objective=self.request.objective,
+                    )
+                )  # fmt: skip
+            except (ConversionFailed, *GONE) as why:
+                lost = tuple(_lost_elsewhere(each.candidate, why, Verdict.NOT_MEASURED) for each in verified)
+                outcomes.append(Outcome(variants=(), lost=lost, notes=()))
+        return Outcome(
+            variants=tuple(each for outcome in outcomes for each in outcome.variants),
+            lost=tuple(each for outcome in outcomes for each in outcome.lost),
+            notes=tuple(each for outcome in outcomes for each in outcome.notes),
+        )
+
     def judge(self, variants: Sequence[Variant]) -> list[Judgement]:
         budget, objective = self.request.budget, self.request.objective
-        return [judgement for some in self._by_target(variants) for judgement in choose(some, budget, objective)]
+        return [judgement for some in by_target(variants).values() for judgement in choose(some, budget, objective)]
 
     def _halved(self, variants: Sequence[Variant]) -> list[Variant]:
-        budget, objective = self.request.budget, self.request.objective
-        return [each for some in self._by_target(variants) for each in halved(some, budget, objective)]
+        return halved_by_target(variants, budget=self.request.budget, objective=self.request.objective)
 
     def _undecided(self, variants: Sequence[Variant]) -> list[tuple[Variant, ...]]:
-        budget, objective = self.request.budget, self.request.objective
-        return [group for some in self._by_target(variants) if (group := undecided(some, budget, objective))]
-
-    def _by_target(self, variants: Sequence[Variant]) -> list[list[Variant]]:
-        return [[each for each in variants if each.candidate.target == target] for target in self.request.targets]
+        return undecided_by_target(variants, budget=self.request.budget, objective=self.request.objective)
 
     @property
     def _candidates(self) -> list[Candidate]:
@@ -298,11 +348,15 @@ class Work:
     def _examine(self, built: Built | Lost, source: Source, questions: Questions) -> Verified | Lost:
         if isinstance(built, Lost):
             return built
-        self.tell(built.candidate.name, "verifying")
-        return examine(
-            built, source, questions, store=self.place / "bundles", threads=self._threads,
-            shelf=Shelf.of(self.settings, source.dataset),
-        )  # fmt: skip
+        place = self.elsewhere.get(built.candidate.target)
+        self.tell(built.candidate.name, f"verifying on {place.name}" if place else "verifying")
+        try:
+            return examine(
+                built, source, questions, store=self.place / "bundles", threads=place.threads if place else self._threads,
+                shelf=Shelf.of(self.settings, source.dataset), elsewhere=place,
+            )  # fmt: skip
+        except GONE as why:
+            return _lost_elsewhere(built.candidate, why, Verdict.NOT_MEASURED)
 
     def _mix(self, tried: Sequence[Tried], workshop: Workshop, questions: Questions) -> list[Mixed]:
         """Nothing without enough rows to see that accuracy is missed."""
@@ -331,16 +385,23 @@ class Work:
         )
         return [searcher.search(target, tried) for target in self.request.targets]
 
-    def _bundle(self, judgements: Sequence[Judgement], examined: Examined, *, run_id: str) -> dict[str, Bundle]:
+    def _bundle(
+        self, judgements: Sequence[Judgement], examined: Examined, *, run_id: str
+    ) -> tuple[dict[str, Bundle], tuple[Lost, ...]]:
+        """Of each target that has a winner; and the winners whose machine was lost before their bundle was made."""
         proved = {each.candidate: each for each in examined.verified}
         chosen = {each.variant.candidate.target: each.variant for each in judgements if each.verdict is Verdict.CHOSEN}
-        bundles = {}
+        bundles, lost = {}, []
         for target, variant in chosen.items():
             self.tell(variant.candidate.name, "bundling")
-            bundles[target] = bundle_up(
-                proved[variant.candidate], examined.questions,
-                aside=self.place / "bundles", store=self.settings.bundles, threads=self._threads,
-            )  # fmt: skip
+            place = self.elsewhere.get(target)
+            try:
+                bundles[target] = bundle_up(
+                    proved[variant.candidate], examined.questions,
+                    aside=self.place / "bundles", store=self.settings.bundles, threads=self._threads, elsewhere=place,
+                )  # fmt: skip
+            except (ConversionFailed, *GONE) as why:
+                lost.append(_lost_elsewhere(variant.candidate, why, Verdict.NOT_BUILT))
         of_version = {**self._earlier(), **bundles}.values()
         for target, bundle in bundles.items():
             add_evidence(
@@ -350,25 +411,36 @@ class Work:
                 budget=self.request.budget,
                 run_id=run_id,
                 of_version=of_version,
+                elsewhere=self.elsewhere.get(target),
             )
-        return bundles
+        return bundles, tuple(lost)
 
-    def _compare(self, judgements: Sequence[Judgement], examined: Examined) -> tuple[Deltas, ...]:
-        """Each chosen variant beside the source."""
+    def _compare(
+        self, judgements: Sequence[Judgement], examined: Examined
+    ) -> tuple[tuple[Deltas, ...], tuple[str, ...]]:
+        """Each chosen variant beside the source; and clauses for the report about those of which less is known."""
         chosen = {judgement.variant.candidate for judgement in judgements if judgement.verdict is Verdict.CHOSEN}
         source, questions = examined.source, examined.questions
-        found = []
+        found, notes = [], []
         for each in examined.verified:
-            if each.candidate in chosen:
-                self.tell(each.candidate.name, "comparing")
-                deltas = set_beside(each, source, questions, threads=self._threads)
-                if self.request.probe:
-                    self.tell(each.candidate.name, "probing")
-                    folder = self.place / f"probe-{each.candidate.name}"
-                    limits = replace(self._limits, until=time.monotonic() + self._left_s(1))
-                    deltas = ask_more(deltas, each, source, questions.held_out, folder=folder, limits=limits)
-                found.append(deltas)
-        return tuple(found)
+            if each.candidate not in chosen:
+                continue
+            self.tell(each.candidate.name, "comparing")
+            place = self.elsewhere.get(each.candidate.target)
+            try:
+                deltas = set_beside(each, source, questions, threads=self._threads, elsewhere=place)
+            except (ConversionFailed, *GONE) as why:
+                notes.append(f"{each.candidate.name} was not set beside the source: {why}")
+                continue
+            if self.request.probe and place:
+                notes.append(f"{each.candidate.name} was not probed: that is done on this machine alone")
+            elif self.request.probe:
+                self.tell(each.candidate.name, "probing")
+                folder = self.place / f"probe-{each.candidate.name}"
+                limits = replace(self._limits, until=time.monotonic() + self._left_s(1))
+                deltas = ask_more(deltas, each, source, questions.held_out, folder=folder, limits=limits)
+            found.append(deltas)
+        return tuple(found), tuple(notes)
 
     def _earlier(self) -> dict[str, Bundle]:
         """What earlier exports of this version built, for each target, as far as it is on this disk."""
@@ -391,14 +463,21 @@ class Work:
             bundles={target: bundle.digest for target, bundle in bundles.items()},
             budget=self.request.budget.as_dict(),
             objective=self.request.objective,
-            rows=found,
+            rows=tuple(self._placed(row) for row in found),
             notes=source.notes + notes,
             machine=this_machine(),
+            elsewhere={
+                place.name: Place(machine=place.machine, tools=dict(place.tools)) for place in self.elsewhere.values()
+            },
             tools=tools(),
             seconds=self.seconds,
             run_id=run_id,
             written_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+
+    def _placed(self, row: Row) -> Row:
+        place = self.elsewhere.get(row.target)
+        return msgspec.structs.replace(row, on=place.name) if place else row
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
@@ -434,6 +513,12 @@ class Work:
         if self.request.minutes is None:
             return math.inf
         return self.began + 60 * part * self.request.minutes - self.clock()
+
+
+def _lost_elsewhere(candidate: Candidate, why: SeatrialError, verdict: Verdict) -> Lost:
+    if isinstance(why, ConversionFailed):
+        return Lost(candidate=candidate, verdict=verdict, reason=why.reason, log=why.log)
+    return Lost(candidate=candidate, verdict=verdict, reason=str(why))
 
 
 def _too_late(built: Built | Lost) -> Lost:

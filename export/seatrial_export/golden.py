@@ -14,7 +14,7 @@ from seatrial.bundle import Bound, Golden
 from seatrial.protocol import InferRequest, Tensor
 from seatrial.tensors import Array, Signature
 from seatrial_export.exam import ROWS_AT_ONCE, Exam
-from seatrial_export.samples import Inputs, Outputs, Predict, answers, calls, count, take
+from seatrial_export.samples import Inputs, Outputs, Predict, PredictAll, calls, count, joined, take
 from seatrial_export.verify import Proof, same_top1
 
 SIZES = (1, 1, 2, 4)
@@ -32,10 +32,10 @@ class Recording:
     rerun: dict[str, Bound]
 
 
-def record(exam: Exam, proof: Proof, *, source: Predict, variant: Predict) -> Recording:
+def record(exam: Exam, proof: Proof, *, source: Predict, variant: PredictAll) -> Recording:
     """Ask both models. Where no row has a clear largest output, which one it is goes unchecked."""
-    calls_ = (*_real(exam, proof, variant), *(case.inputs for case in exam.cases if case.small))
-    asked = [(inputs, source(inputs), variant(inputs)) for inputs in calls_]
+    calls_ = [*_real(exam, proof, variant), *(case.inputs for case in exam.cases if case.small)]
+    asked = list(zip(calls_, map(source, calls_), variant(calls_), strict=True))
     clear = [each for each in asked if _clear(each[1], each[2], proof.rerun).all()]
     return Recording(
         golden=tuple(_golden(*each, signature=exam.signature) for each in clear or asked),
@@ -44,14 +44,13 @@ def record(exam: Exam, proof: Proof, *, source: Predict, variant: Predict) -> Re
     )
 
 
-def _real(exam: Exam, proof: Proof, variant: Predict) -> Iterator[Inputs]:
+def _real(exam: Exam, proof: Proof, variant: PredictAll) -> Iterator[Inputs]:
     """Requests of `SIZES` rows each, of the first rows that are clear, or simply the first where none is."""
     if exam.signature.batch is None:
         yield next(calls(exam.signature, exam.rows, size=1))
         return
-    clear = np.flatnonzero(
-        _clear(exam.source, answers(variant, exam.signature, exam.rows, size=ROWS_AT_ONCE), proof.rerun)
-    )
+    answers = joined(variant(list(calls(exam.signature, exam.rows, size=ROWS_AT_ONCE))))
+    clear = np.flatnonzero(_clear(exam.source, answers, proof.rerun))
     chosen = clear if clear.size else np.arange(count(exam.rows))
     start = 0
     for size in SIZES:

@@ -62,7 +62,7 @@ class Mixer:
         """The static INT8 model that comes nearest to the source, if none comes near enough."""
         found: list[tuple[Built, Verified | Lost]] = []
         for built, examined in tried:
-            if isinstance(built, Built) and _could_be_mixed(built.candidate, target=candidate.target):
+            if isinstance(built, Built) and could_be_mixed(built.candidate, target=candidate.target):
                 if self._shortfall(examined) is None:
                     raise _Needless(f"{built.candidate.name} keeps the accuracy with all of its layers in INT8")
                 found.append((built, examined))
@@ -115,7 +115,7 @@ def nearest(some: Sequence[tuple[Built, Verified | Lost]]) -> Built:
     return max(some, key=lambda each: each[1].proof.agreement.cosine if isinstance(each[1], Verified) else -1.0)[0]
 
 
-def _could_be_mixed(candidate: Candidate, *, target: str) -> bool:
+def could_be_mixed(candidate: Candidate, *, target: str) -> bool:
     """What a pruned model loses, it mostly lost with its channels."""
     return candidate.target == target and candidate.static and not candidate.pruning
 

@@ -1,7 +1,8 @@
 """The child that makes of a program what an engine of torch's family serves: `python -P -m seatrial_export.package job.json`.
 
 Either the program itself, without its example inputs, which torch would unpickle; or what AOTInductor compiles of it, which
-takes g++ and holds machine code for CPUs like this one; or its operators as TorchScript.
+takes g++ and holds machine code for CPUs like this one; or its operators as TorchScript; or what ExecuTorch, coremltools or TVM
+make of it.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from seatrial.tensors import Signature
-from seatrial_export import child, coreml, torchscript, tvm
+from seatrial_export import child, coreml, executorch, torchscript, tvm
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -26,7 +27,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     program: str
     engine: str
-    signature: Signature | None = None
+    signature: Signature
 
 
 class Packaged(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,11 +39,7 @@ class Packaged(msgspec.Struct, frozen=True, kw_only=True):
 def package(job: Job) -> Packaged:
     import torch
 
-    program = torch.export.load(job.program)
-    if job.engine in SIGNED:
-        assert job.signature is not None, "asked for a signed package, and no signature: this is a bug"
-        return Packaged(model=str(SIGNED[job.engine](program, job.signature)))
-    return Packaged(model=str(WRITERS[job.engine](program)))
+    return Packaged(model=str(WRITERS[job.engine](torch.export.load(job.program), job.signature)))
 
 
 def write_program(program: "ExportedProgram") -> Path:
@@ -62,15 +59,15 @@ def write_machine_code(program: "ExportedProgram") -> Path:
     return Path(MODEL)
 
 
-WRITERS: Mapping[str, Callable[["ExportedProgram"], Path]] = {
-    "torch-export": write_program,
-    "aotinductor": write_machine_code,
-    "torchscript": torchscript.write,
-    "tvm": tvm.write,
+WRITERS: Mapping[str, Callable[["ExportedProgram", Signature], Path]] = {
+    "torch-export": lambda program, _: write_program(program),
+    "aotinductor": lambda program, _: write_machine_code(program),
+    "torchscript": lambda program, _: torchscript.write(program),
+    "executorch": executorch.write,
+    "coreml": coreml.write,
+    "tvm": lambda program, _: tvm.write(program),
 }
 """By the engine that reads what they write. Each writes into the working directory."""
-SIGNED: Mapping[str, Callable[["ExportedProgram", Signature], Path]] = {"coreml": coreml.write}
-"""Those that also write down what the tensors are called, and how large they may get."""
 
 if __name__ == "__main__":
     child.work(Job, package)

@@ -20,7 +20,7 @@ TEMPLATE = "report.html.j2"
 
 WIDTH, HEIGHT = 720, 340
 LEFT, RIGHT, TOP, BOTTOM = 64, WIDTH - 16, 44, HEIGHT - 48
-LABEL_HEIGHT, LETTER_WIDTH = 15, 6.5
+LABEL_HEIGHT, LETTER_WIDTH, HIGHEST_LABEL = 15, 6.5, 24
 """Roughly, of the plot's own font."""
 
 
@@ -202,7 +202,7 @@ def _path(corners: Sequence[tuple[float, float]]) -> str:
 
 
 def _points(measured: Sequence[_Measured], x: Scale, y: Scale) -> tuple[Point, ...]:
-    """With labels above them, towards the side that has room, and higher where they would overlap."""
+    """With labels above them, towards the side that has room; where they would overlap higher, and where that is full below."""
     points: list[Point] = []
     for each in sorted(measured, key=lambda each: each.value):
         at, right = x.place(each.cost), x.place(each.cost) < (LEFT + RIGHT) / 2
@@ -212,9 +212,10 @@ def _points(measured: Sequence[_Measured], x: Scale, y: Scale) -> tuple[Point, .
             y=y.place(each.value), y_low=y.place(each.value_low),
             label_x=at + (-8 if right else 8), label_y=y.place(each.value) - 13, anchor="start" if right else "end",
         )  # fmt: skip
-        while any(_overlap(point, other) for other in points):
-            point = replace(point, label_y=point.label_y - 1)
-        points.append(point)
+        above = range(int(point.label_y), HIGHEST_LABEL, -1)
+        below = range(int(point.y) + LABEL_HEIGHT + 6, BOTTOM)
+        placed = (replace(point, label_y=label_y) for label_y in (*above, *below))
+        points.append(next((one for one in placed if not any(_overlap(one, other) for other in points)), point))
     return tuple(points)
 
 

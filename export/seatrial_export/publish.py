@@ -28,6 +28,8 @@ from seatrial_export.report import Report, Row
 EXPERIMENT = "seatrial/export"
 OF_TAG, OWNER_TAG = "seatrial.export_of", "seatrial.owner"
 VERDICT_TAG, INTERRUPTED_TAG = "seatrial.verdict", "seatrial.interrupted"
+ON_TAG = "seatrial.on"
+"""The machine that a variant's figures are of; empty for the one that exported."""
 REPORT_FOLDER = "report"
 
 
@@ -96,7 +98,12 @@ class ExportRun:
                 name=row.name,
                 source_run_id=self.id,
                 params={"target": row.target, "precision": row.precision, "compression": ", ".join(row.compression)},
-                tags={OF_TAG: str(self.version), VERDICT_TAG: row.verdict, "seatrial.reason": row.reason},
+                tags={
+                    OF_TAG: str(self.version),
+                    VERDICT_TAG: row.verdict,
+                    "seatrial.reason": row.reason,
+                    ON_TAG: row.on,
+                },
                 model_type="seatrial-variant",
             )
             client.finalize_logged_model(model.model_id, "READY")

@@ -18,7 +18,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate; what was not measured is None. `row_ms` is its cost: latency per row in the largest batch that was timed.
 
     `layers` are those that were asked what INT8 costs them, the worst first. `files` is where an unverified one was put, among
-    the run's artifacts.
+    the run's artifacts. Its figures are of the machine `on`, this one where that is empty.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     log: str = ""
     command: str = ""
     files: str = ""
+    on: str = ""
 
     def metrics(self) -> dict[str, float]:
         """The numbers, by the names that MLflow shows."""
@@ -61,10 +62,18 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return {name: float(value) for name, value in found.items() if value is not None}
 
 
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Another machine than the one that exported, and what runs there."""
+
+    machine: Machine
+    tools: dict[str, str]
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """`chosen` and `bundles` have the variant's name and its bundle's digest for each target that has a winner.
 
     `tools` are the versions of what converts and runs; `deltas` is what the chosen variants do differently from the source.
+    `elsewhere` has the other machines that figures are of, by the name that rows give them.
     """
 
     model: str
@@ -83,6 +92,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     written_at: str
     deltas: tuple[Deltas, ...] = ()
     searches: tuple[Search, ...] = ()
+    elsewhere: dict[str, Place] = {}
 
     @property
     def logs(self) -> list[str]:

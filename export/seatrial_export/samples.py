@@ -21,6 +21,8 @@ PANDAS_INDEX = "__index_level_"
 Inputs: TypeAlias = Mapping[str, Array]
 Outputs: TypeAlias = Mapping[str, Array]
 Predict: TypeAlias = Callable[[Inputs], Outputs]
+PredictAll: TypeAlias = Callable[[Sequence[Inputs]], Sequence[Outputs]]
+"""The answers to several calls, in their order."""
 
 
 def count(inputs: Inputs) -> int:
@@ -42,7 +44,7 @@ def draw(inputs: Inputs, rows: int, *, seed: int) -> Inputs:
     return take(inputs, np.sort(chosen))
 
 
-def joined(parts: list[Inputs]) -> dict[str, Array]:
+def joined(parts: Sequence[Inputs]) -> dict[str, Array]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -14,7 +14,7 @@ from seatrial.errors import ConversionFailed
 from seatrial_export.build import Built, Workshop, unbuilt
 from seatrial_export.candidate import Calibration, Candidate, Lost
 from seatrial_export.choose import Budget
-from seatrial_export.mix import MOST, Tried, nearest
+from seatrial_export.mix import MOST, Tried, could_be_mixed, nearest
 from seatrial_export.quality import HeldOut
 from seatrial_export.samples import Inputs, count
 from seatrial_export.study import SEED, Rows, Studied, Trial
@@ -62,7 +62,11 @@ class Searcher:
 
     def search(self, target: str, tried: Sequence[Tried]) -> Found:
         """Among the forms of the static INT8 model for `target` that comes nearest to the source."""
-        bases = [(built, found) for built, found in tried if isinstance(built, Built) and _is_base(built, target)]
+        bases = [
+            (built, found)
+            for built, found in tried
+            if isinstance(built, Built) and could_be_mixed(built.candidate, target=target)
+        ]
         if not bases:
             return Found(search=Search(target=target, why_not=f"there is no static INT8 model for {target}"))
         base = nearest(bases)
@@ -93,11 +97,6 @@ class Searcher:
             return self.examine(self.workshop.refine(candidate, base, layers))
         except ConversionFailed as error:
             return unbuilt(candidate, error)
-
-
-def _is_base(built: Built, target: str) -> bool:
-    candidate = built.candidate
-    return candidate.target == target and candidate.static and not candidate.pruning
 
 
 def form_of(base: Candidate, trial: Trial) -> Candidate:

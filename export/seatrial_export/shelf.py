@@ -94,7 +94,7 @@ class Shelf:
     def key(self, what: str, **decides: object) -> str:
         """The digest of `decides` and of all that decides besides."""
         besides = {
-            "code": _our_code(),
+            "code": our_code(),
             "tools": tools(),
             "python": platform.python_version(),
             "machine": msgspec.to_builtins(this_machine()),
@@ -163,7 +163,7 @@ def _tree(folder: Path) -> dict[str, str]:
 
 
 @functools.cache
-def _our_code() -> str:
+def our_code() -> str:
     """Of all that may take part in a conversion: another version of it may make something else."""
     found = hashlib.sha256()
     for package in OUR_CODE:

@@ -147,7 +147,7 @@ class Stand:
 
     def prepare(self, engine: str) -> "_Library":
         """Have the library of `engine` imported, in the background, if it has not been."""
-        package = ENGINES[engine].package
+        package = ENGINES[engine].library
         if package not in self._libraries:
             library = _Library(package, self._folder / f"stand-{package or engine}", self._terms)
             self._libraries[package] = self._stack.enter_context(closing(library))

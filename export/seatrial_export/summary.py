@@ -56,6 +56,9 @@ def summary(exported: Exported) -> str:
         f"{FRONT_MARK} no other is as good, fast, small and light in memory, and better in one", highlight=False
     )
     console.print(f"report   {exported.page}", highlight=False, markup=False, soft_wrap=True)
+    for name in report.elsewhere:
+        those = ", ".join(dict.fromkeys(row.target for row in report.rows if row.on == name))
+        console.print(f"on       {name}: {those}", highlight=False, markup=False, soft_wrap=True)
     for target, bundle in exported.bundles.items():
         console.print(f"bundle   {target}: {bundle.path}", highlight=False, markup=False, soft_wrap=True)
     for row in report.rows:

@@ -11,6 +11,7 @@ from seatrial.engines import fingerprint, obstacle
 from seatrial.errors import SeatrialError
 from seatrial_export.build import Built
 from seatrial_export.candidate import Candidate, Lost, Verdict
+from seatrial_export.elsewhere import Elsewhere
 from seatrial_export.exam import Exam, set_exam
 from seatrial_export.program import reference
 from seatrial_export.quality import HeldOut, by_agreement, by_labels, hold_out
@@ -71,35 +72,39 @@ def ask_source(source: Source) -> Questions:
 
 
 def examine(
-    built: Built, source: Source, questions: Questions, *, store: Path, threads: int, shelf: Shelf | None = None
+    built: Built,
+    source: Source,
+    questions: Questions,
+    *,
+    store: Path,
+    threads: int,
+    shelf: Shelf | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Verified | Lost:
-    """Write `built` as a provisional bundle into `store`, open it, verify and score it; what is on the `shelf` is believed.
+    """Write `built` as a provisional bundle into `store`, open it, here or `elsewhere`, verify and score it; what is on the
+    `shelf` is believed.
 
     What cannot be run here stays unverified, and nobody can choose it.
     An engine that gives no answer may have lacked memory: it is asked again another time.
     """
-    draft = _draft(built, source)
+    draft = _draft(built, source, elsewhere)
     bundle = write_bundle(draft, store)
-    candidate = built.candidate
-    if why := obstacle(candidate.engine):
+    candidate, program = built.candidate, _own_program(built)
+    if elsewhere is None and (why := obstacle(candidate.engine)):
         return Lost(
             candidate=candidate, verdict=Verdict.UNVERIFIED, reason=f"it was built and never run: {why}",
             files=bundle.path, size_bytes=bundle.model_bytes,
         )  # fmt: skip
-    key = _key(shelf, bundle, built, questions, threads=threads) if shelf else ""
+    key = _key(shelf, bundle, built, questions, threads=threads, elsewhere=elsewhere) if shelf else ""
     found = shelf.recall(key, Found) if shelf else None
     if found is None:
-        try:
-            engine = open_engine(bundle, threads=threads)
-        except SeatrialError as error:
-            return Lost(candidate=candidate, verdict=Verdict.NOT_BUILT, reason=f"the engine cannot open it: {error}")
-        try:
-            with closing(engine):
-                found = Found(proved=_prove(built, engine, source, questions))
-        except Unanswered as why:
-            return Lost(candidate=candidate, verdict=Verdict.UNFAITHFUL, reason=str(why))
-        except Unfaithful as why:
-            found = Found(refusal=str(why))
+        if elsewhere:
+            proven = elsewhere.prove(candidate, bundle, questions, program=program)
+        else:
+            proven = prove(candidate, bundle, questions.exam, questions.held_out, program=program, threads=threads)
+        if isinstance(proven, Lost):
+            return proven
+        found = proven
         if shelf:
             shelf.remember(key, found)
     if found.proved is None:
@@ -110,35 +115,59 @@ def examine(
         bundle=bundle,
         proof=found.proved.proof,
         quality=found.proved.quality,
-        program=_own_program(built),
+        program=program,
     )
 
 
-def _key(shelf: Shelf, bundle: Bundle, built: Built, questions: Questions, *, threads: int) -> str:
+def prove(
+    candidate: Candidate, bundle: Bundle, exam: Exam, held_out: HeldOut | None, *, program: Path | None, threads: int
+) -> Found | Lost:
+    """Open `bundle` as a server would, verify and score it. `Lost` where another time it may be otherwise."""
+    try:
+        engine = open_engine(bundle, threads=threads)
+    except SeatrialError as error:
+        return Lost(candidate=candidate, verdict=Verdict.NOT_BUILT, reason=f"the engine cannot open it: {error}")
+    try:
+        with closing(engine):
+            converted_from = reference(program, exam.signature) if program else None
+            proof = verify(candidate, engine.predict, exam, program=converted_from)
+            return Found(proved=Proved(proof=proof, quality=_score(engine, proof, exam, held_out)))
+    except Unanswered as why:
+        return Lost(candidate=candidate, verdict=Verdict.UNFAITHFUL, reason=str(why))
+    except Unfaithful as why:
+        return Found(refusal=str(why))
+
+
+def _key(
+    shelf: Shelf,
+    bundle: Bundle,
+    built: Built,
+    questions: Questions,
+    *,
+    threads: int,
+    elsewhere: Elsewhere | None,
+) -> str:
     program = file_sha256(built.program) if built.program else ""
-    return shelf.key("examined", bundle=bundle.digest, program=program, asked=questions.digest, threads=threads)
-
-
-def _prove(built: Built, engine: Engine, source: Source, questions: Questions) -> Proved:
-    own = _own_program(built)
-    program = reference(own, source.signature) if own else None
-    proof = verify(built.candidate, engine.predict, questions.exam, program=program)
-    return Proved(proof=proof, quality=_score(engine, proof, questions))
+    where = {"elsewhere": elsewhere.facts} if elsewhere else {}
+    return shelf.key(
+        "examined", bundle=bundle.digest, program=program, asked=questions.digest, threads=threads, **where
+    )
 
 
 def _own_program(built: Built) -> Path | None:
     return None if built.candidate.quantized else built.program
 
 
-def _score(engine: Engine, proof: Proof, questions: Questions) -> Quality:
-    if questions.held_out is None:
-        return by_agreement(proof.agreement, rows=count(questions.exam.rows), embeds=questions.exam.embeds)
-    return by_labels(engine.predict, questions.held_out)
+def _score(engine: Engine, proof: Proof, exam: Exam, held_out: HeldOut | None) -> Quality:
+    if held_out is None:
+        return by_agreement(proof.agreement, rows=count(exam.rows), embeds=exam.embeds)
+    return by_labels(engine.predict, held_out)
 
 
-def _draft(built: Built, source: Source) -> Draft:
+def _draft(built: Built, source: Source, elsewhere: Elsewhere | None) -> Draft:
     """The bundle without what is recorded last: golden requests and their bounds."""
     candidate, file = built.candidate, built.name or f"model{built.model.suffix}"
+    hardware = elsewhere.hardware if elsewhere else fingerprint
     text = source.text if source.embeds else None  # the server takes texts to embed, no others
     return Draft(
         model=ModelName(name=source.version.name, version=source.version.version),
@@ -152,5 +181,5 @@ def _draft(built: Built, source: Source) -> Draft:
         rerun_bounds={},
         labels=source.labels,
         preprocessing=(text.processing.tokenize,) if text else (),
-        hardware=fingerprint(candidate.engine.name) if candidate.bound else None,
+        hardware=hardware(candidate.engine.name) if candidate.bound else None,
     )

@@ -35,6 +35,8 @@ def workplace(home: Path, version: ModelVersion) -> Iterator[Path]:
 @contextmanager
 def undisturbed(home: Path) -> Iterator[None]:
     """Hold, for measuring, the lock that all exports from `home` share; waits while another one measures."""
-    with (home.absolute() / "export" / "measuring.lock").open("w") as lock:
+    lock_file = home.absolute() / "export" / "measuring.lock"
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

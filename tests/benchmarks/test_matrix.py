@@ -5,7 +5,7 @@ from benchmarks.matrix import MUST, SHOWN, Cell, report
 
 def test_each_target_that_must_hold_is_in_the_matrix() -> None:
     assert [each.name for each in MUST] == [
-        "onnx-cpu-fp32", "openvino-cpu-fp32", "pt2-cpu-fp32", "torchscript-cpu-fp32",
+        "onnx-cpu-fp32", "openvino-cpu-fp32", "pt2-cpu-fp32", "torchscript-cpu-fp32", "executorch-cpu-fp32",
     ]  # fmt: skip
     assert set(MUST) < set(SHOWN)
 
@@ -14,8 +14,8 @@ def test_what_does_not_agree_is_a_no_with_its_reason() -> None:
     row = {each: Cell(distance=3.2e-8, alone=0.5, together=1.25) for each in SHOWN}
     row[MUST[-1]] = Cell(why="not built: a reason")
     said = report({"mlp": row})
-    assert "| 3 of 4 agree, of 1 it is said | holds |" in said
+    assert "| 4 of 5 agree, of 1 it is said | holds |" in said
     assert "| mlp | 3e-08, 0.50, 1.25 |" in said
-    assert said.endswith("- mlp, torchscript-cpu: not built: a reason")
+    assert said.endswith("- mlp, executorch-cpu: not built: a reason")
     row[MUST[-1]] = Cell()
-    assert "| 3 of 4 agree, of 0 it is said | does not hold |" in report({"mlp": row})
+    assert "| 4 of 5 agree, of 0 it is said | does not hold |" in report({"mlp": row})

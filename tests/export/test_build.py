@@ -119,8 +119,8 @@ class SimulatedWorkshop:
     trained: threading.Event = field(default_factory=threading.Event)
     given_up: threading.Event = field(default_factory=threading.Event)
 
-    def hindrance(self, _: Candidate) -> None:
-        """Nothing keeps it from building."""
+    def obstacle_to_building(self, _: Candidate) -> None:
+        """There is none."""
 
     def build_float(self, candidate: Candidate) -> Candidate:
         if candidate.pruning:

@@ -10,7 +10,7 @@ import torch
 
 from seatrial.bundle import EngineSpec, open_bundle
 from seatrial.bundle.store import file_sha256
-from seatrial.engines import hindrance, obstacle
+from seatrial.engines import obstacle, obstacle_to_building
 from seatrial.errors import ConversionFailed, EngineFailed, EngineUnavailable, GateFailed, NotInRegistry
 from seatrial.registry import BUNDLE_TAG, ModelRef
 from seatrial.registry.bundles import fetch_bundle
@@ -37,7 +37,7 @@ slow = pytest.mark.slow
 def test_without_coremltools_it_is_said_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seatrial.engines.find_spec", lambda _: None)
     why = "the Python package 'coremltools' is not installed; pip install 'seatrial[coreml]' brings it"
-    assert hindrance(EngineSpec(name="coreml")) == why
+    assert obstacle_to_building(EngineSpec(name="coreml")) == why
     assert obstacle(EngineSpec(name="coreml")) == why
 
 
@@ -45,7 +45,7 @@ def test_without_coremltools_it_is_said_what_brings_it(monkeypatch: pytest.Monke
 @pytest.mark.skipif(on_macos, reason="it runs here")
 def test_where_it_is_not_macos_it_can_be_built_and_not_run() -> None:
     pytest.importorskip("coremltools")
-    assert hindrance(EngineSpec(name="coreml")) is None
+    assert obstacle_to_building(EngineSpec(name="coreml")) is None
     assert obstacle(EngineSpec(name="coreml")) == f"it runs on macOS alone, and this is {platform.system()}"
 
 

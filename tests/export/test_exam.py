@@ -18,7 +18,7 @@ from seatrial_export.build import Built
 from seatrial_export.candidate import CANDIDATES, Candidate, Lost, Verdict
 from seatrial_export.exam import set_exam
 from seatrial_export.golden import record
-from seatrial_export.samples import Inputs, Outputs
+from seatrial_export.samples import Inputs, Outputs, Predict, PredictAll
 from seatrial_export.shelf import Shelf
 from seatrial_export.trial import Verified, ask_source, examine
 from seatrial_export.verify import Unfaithful, agreement, round_up, same_neighbour, verify
@@ -341,11 +341,15 @@ def test_an_embedding_has_no_largest_element_that_must_stay() -> None:
     assert not proof.source["y"].top1
 
 
+def one_by_one(predict: Predict) -> PredictAll:
+    return lambda calls: [predict(inputs) for inputs in calls]
+
+
 def test_golden_requests_of_a_quantized_variant_are_those_whose_largest_output_is_clear() -> None:
     """Of 16 rows only those with a margin: a rounding elsewhere must not turn the answer of a golden request."""
     exam = set_exam(SIGNATURE, some_rows(), source)
     proof = verify(STATIC, source, exam)
-    recording = record(exam, proof, source=source, variant=source)
+    recording = record(exam, proof, source=source, variant=one_by_one(source))
     for golden in recording.golden:
         top = np.sort(golden.rerun[0].array, axis=-1)
         assert (top[:, -1] - top[:, -2] > 2 * proof.rerun["y"].absolute).all()
@@ -358,7 +362,7 @@ def test_where_no_row_is_clear_the_golden_requests_do_not_ask_for_the_largest() 
         return {"y": np.tile(linear(inputs["x"])[:, :1], 3)}
 
     exam = set_exam(SIGNATURE, some_rows(), flat)
-    recording = record(exam, verify(STATIC, flat, exam), source=flat, variant=flat)
+    recording = record(exam, verify(STATIC, flat, exam), source=flat, variant=one_by_one(flat))
     assert len(recording.golden) == 8
     assert not recording.rerun["y"].top1
     assert not recording.source["y"].top1

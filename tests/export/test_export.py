@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -457,7 +458,7 @@ def test_each_target_has_a_winner_and_each_bundle_names_the_others(settings: Set
 def test_a_program_is_served_as_it_is_and_compiled(settings: Settings, tmp_path: Path) -> None:
     program = linear_program(tmp_path / "linear.pt2")
     register(str(program), name="linear", settings=settings)
-    targets = ("pt2-cpu", "aoti-cpu", "torchscript-cpu")
+    targets = ("pt2-cpu", "aoti-cpu", "torchscript-cpu", *(["executorch-cpu"] if find_spec("executorch") else []))
     exported = export(Request(ref=REF, targets=targets), settings)
     assert exported.report.chosen == {target: f"{target}-fp32" for target in targets}
     for target, bundle in exported.bundles.items():

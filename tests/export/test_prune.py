@@ -38,3 +38,8 @@ def test_what_is_left_learns_the_answers_of_the_whole_model_and_not_its_labels_a
     with torch.inference_mode():
         right = (made(pixels).argmax(dim=1).numpy() == digits.test.labels).mean()
     assert right > 0.8
+
+    cut_short = taught(retrainable, pruning, digits, epochs=6, for_s=0)
+    assert cut_short.hurried
+    assert len(cut_short.epochs) == 1
+    assert cut_short.module.get_submodule("hidden.0").out_features == 8

@@ -23,9 +23,11 @@ from seatrial_export.deltas.attribution import Example, Explanations, Likeness, 
 from seatrial_export.deltas.figures import figures
 from seatrial_export.deltas.pairs import pair
 from seatrial_export.deltas.probed import Curve, Point, Probed
-from seatrial_export.page import BOTTOM, LEFT, RIGHT, TOP, draw, plot
+from seatrial_export.page import BOTTOM, LEFT, RIGHT, TOP, draw, plot, scattered
 from seatrial_export.report import Report, rows, verdict_sentence
+from seatrial_export.search import Search
 from seatrial_export.sensitivity import Layer
+from seatrial_export.study import Trial, with_front
 from seatrial_export.summary import Progress, table
 from seatrial_training.data import Split
 from seatrial_training.evaluation import score
@@ -77,7 +79,19 @@ def report(*, hostile: str = "", budget: Budget | None = None) -> Report:
         run_id=f"abc{hostile}",
         written_at="2026-01-01T00:00:00+00:00",
         deltas=(deltas(hostile=hostile),),
-    )
+        searches=(
+            Search(
+                target=f"onnx-cpu{hostile}", base=f"static{hostile}", seed=17, rows=269, cut_short=True,
+                trials=with_front([
+                    Trial(cut_ppm=1, floats=0, lost=0.0123, noise=0.5, in_float=0.0),
+                    Trial(cut_ppm=33, floats=2, lost=0.0, noise=0.01, in_float=0.125),
+                    Trial(cut_ppm=900, floats=3, lost=0.004, noise=0.02, in_float=0.25),
+                ]),
+                built={1: f"static-33ppm{hostile}"},
+            ),
+            Search(target="openvino-cpu", why_not=f"there is nothing to search{hostile}"),
+        ),
+    )  # fmt: skip
 
 
 @functools.cache
@@ -246,7 +260,7 @@ def test_every_picture_of_the_deltas_is_well_formed_and_inside_its_frame(tmp_pat
     ]
     assert before.boxes == after.boxes
     pictures = re.findall(r"<svg.*?</svg>", page(report(), tmp_path), re.DOTALL)
-    assert len(pictures) == 9
+    assert len(pictures) == 10
     assert {ET.fromstring(each).tag for each in pictures} == {"svg"}
 
 
@@ -320,3 +334,21 @@ def test_metrics_have_names_that_mlflow_takes() -> None:
     assert report().rows[1].metrics() == {}
     assert isinstance(report().rows[2].quality, Quality)
     assert isinstance(report().rows[2].agreement, Agreement)
+
+
+def test_every_form_that_was_searched_is_shown_and_the_front_is_marked(tmp_path: Path) -> None:
+    given = report()
+    text = Elements(page(given, tmp_path)).text
+    for words in (
+        "3 forms of static, each tried on 269 rows, by Optuna with the seed 17; then the time was over.", "0.0123",
+        "12.5 %", "static-33ppm", "Nothing: there is nothing to search.",
+    ):  # fmt: skip
+        assert words in text
+    drawn = scattered(given.searches[0])
+    beaten, *front = drawn.dots
+    assert beaten.trial.cut_ppm == 900
+    assert {each.trial.cut_ppm for each in front} == {1, 33}
+    plain, kept = sorted(front, key=lambda dot: dot.x)
+    assert plain.x == drawn.left
+    assert plain.y < kept.y == drawn.bottom, "what loses more is drawn higher"
+    assert scattered(given.searches[1]).dots == ()

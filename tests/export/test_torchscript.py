@@ -46,7 +46,7 @@ def answer_of(program: Path) -> Callable[[Inputs], Outputs]:
 
 
 def test_torchscript_answers_as_the_program_at_every_size_and_in_company(program: Path, tmp_path: Path) -> None:
-    model = packaged(program, tmp_path, engine="torchscript")
+    model = packaged(program, tmp_path, engine="torchscript", signature=SIGNATURE)
     draft = Draft(
         model=ModelName(name="transformer", version="1"),
         variant=TORCHSCRIPT.variant_name(()),
@@ -66,7 +66,7 @@ def test_torchscript_answers_as_the_program_at_every_size_and_in_company(program
 
 
 def test_torchscript_says_nothing_of_where_it_was_made(program: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(packaged(program, tmp_path, engine="torchscript")) as archive:
+    with zipfile.ZipFile(packaged(program, tmp_path, engine="torchscript", signature=SIGNATURE)) as archive:
         assert "archive/data.pkl" in archive.namelist()
         for name in archive.namelist():
             assert "debug" not in name

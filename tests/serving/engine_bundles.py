@@ -17,8 +17,8 @@ from tests.serving.models import BIAS, SIGNATURE, WEIGHTS, LinearBundle, linear_
 from tests.tools import absent
 
 LIMITS = Limits(time_s=240, memory_bytes=4 * 2**30, threads=1)
-OF_TORCH = ("torch-export", "aotinductor", "torchscript", "tvm")
-NOT_IN_DEV = ("coreml", "onnxruntime-web", "tensorrt", "tvm")
+OF_TORCH = ("torch-export", "aotinductor", "torchscript", "executorch", "tvm")
+NOT_IN_DEV = ("coreml", "executorch", "onnxruntime-web", "tensorrt", "tvm")
 SIZE, LAYERS = 512, 4
 HEAVY = Signature(
     inputs=(TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, SIZE)),),
@@ -37,7 +37,7 @@ def linear_bundle(engine: str, folder: Path, *, beside: Mapping[str, Path] | Non
     if why := obstacle(EngineSpec(name=engine)):
         (pytest.skip if engine in NOT_IN_DEV else absent)(why)
     if engine in OF_TORCH:
-        model = packaged(linear_program(folder / "linear.pt2"), folder, engine=engine)
+        model = packaged(linear_program(folder / "linear.pt2"), folder, engine=engine, signature=SIGNATURE)
         hardware = fingerprint(engine) if engine in ("aotinductor", "tvm") else None
     elif engine == "tensorrt":
         model, hardware = plan(linear_onnx(folder / "linear.onnx"), folder), fingerprint(engine)
@@ -85,9 +85,11 @@ def heavy_program(path: Path) -> Path:
 
 def heavy_bundle(engine: str, folder: Path) -> Bundle:
     """Without golden requests: it is not proved, only timed."""
+    if why := obstacle(EngineSpec(name=engine)):
+        (pytest.skip if engine in NOT_IN_DEV else absent)(why)
     folder.mkdir(exist_ok=True)
     model = (
-        packaged(heavy_program(folder / "heavy.pt2"), folder, engine=engine)
+        packaged(heavy_program(folder / "heavy.pt2"), folder, engine=engine, signature=HEAVY)
         if engine in OF_TORCH
         else heavy_onnx(folder / "heavy.onnx")
     )
@@ -105,10 +107,10 @@ def heavy_bundle(engine: str, folder: Path) -> Bundle:
     return write_bundle(draft, folder / "bundles")
 
 
-def packaged(program: Path, folder: Path, *, engine: str) -> Path:
+def packaged(program: Path, folder: Path, *, engine: str, signature: Signature) -> Path:
     place = folder / f"package-{engine}"
-    job = package.Job(program=str(program), engine=engine)
-    if engine in ("aotinductor", "tvm"):
+    job = package.Job(program=str(program), engine=engine, signature=signature)
+    if engine in ("aotinductor", "executorch", "tvm"):
         made = child.run("seatrial_export.package", job, folder=place, answer=package.Packaged, limits=LIMITS)
     else:  # takes no child of its own, and another import of torch is most of what one takes
         place.mkdir()

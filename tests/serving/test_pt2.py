@@ -16,7 +16,7 @@ from seatrial.tensors import DataType, Signature, TensorSpec
 from seatrial_serving.engines import open_engine
 from seatrial_serving.engines.pt2 import check_package, check_program, check_script
 from tests.serving.engine_bundles import linear_program, packaged
-from tests.serving.models import LinearBundle
+from tests.serving.models import SIGNATURE, LinearBundle
 
 Records = dict[str, bytes]
 
@@ -28,7 +28,7 @@ def as_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def as_packaged(as_saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packaged(as_saved, tmp_path_factory.mktemp("packaged"), engine="torch-export")
+    return packaged(as_saved, tmp_path_factory.mktemp("packaged"), engine="torch-export", signature=SIGNATURE)
 
 
 def test_a_program_as_torch_saves_it_is_refused_and_as_export_packages_it_taken(
@@ -53,7 +53,7 @@ def pickled(records: Records) -> Records:
 
 @pytest.fixture(scope="module")
 def as_script(as_saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packaged(as_saved, tmp_path_factory.mktemp("scripted"), engine="torchscript")
+    return packaged(as_saved, tmp_path_factory.mktemp("scripted"), engine="torchscript", signature=SIGNATURE)
 
 
 def changed(archive: Path, change: Callable[[Records], Records], place: Path) -> Path:

@@ -36,6 +36,9 @@ from seatrial.files import directory_aside, put_in_place, write_whole
 from seatrial.protocol import Tensor, decode_answer, decode_request, encode_answer, encode_request
 from seatrial.tensors import Signature
 
+WEIGHTS = ".bin"
+"""Of a model's second file, beside its first and of the same name."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
@@ -50,9 +53,10 @@ class Bundle:
 
     @property
     def model_bytes(self) -> int:
-        """Of the main graph: its file, or where that is a folder all files in it."""
+        """Of the main graph: its file, with the weights that some formats keep in a second one, or all of its folder."""
         graph, *_ = self.manifest.graphs[MAIN].split("/")
-        return sum(entry.size for name, entry in self.manifest.files.items() if name.split("/")[0] == graph)
+        own = (graph, Path(graph).with_suffix(WEIGHTS).name)
+        return sum(entry.size for name, entry in self.manifest.files.items() if name.split("/")[0] in own)
 
     def verify(self) -> None:
         """Read every file and raise `BundleCorrupt` at the first whose size or digest is not the manifest's."""

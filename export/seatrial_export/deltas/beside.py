@@ -11,25 +11,32 @@ from seatrial.errors import ConversionFailed
 from seatrial_export import child
 from seatrial_export.child import Limits
 from seatrial_export.deltas import Deltas, compare, judge, probe
+from seatrial_export.deltas.look import look
 from seatrial_export.deltas.probed import Probed
-from seatrial_export.exam import ROWS_AT_ONCE
+from seatrial_export.elsewhere import Elsewhere
 from seatrial_export.quality import HeldOut
-from seatrial_export.samples import answers, take, write_arrays
+from seatrial_export.samples import take, write_arrays
 from seatrial_export.source import SEED, Source
 from seatrial_export.trial import Questions, Verified
 from seatrial_serving.engines import open_engine
-from seatrial_training.evaluation import score
+from seatrial_training.evaluation import Score
 from seatrial_training.retrainable import Retrainable
 
 
-def set_beside(verified: Verified, source: Source, questions: Questions, *, threads: int) -> Deltas:
+def set_beside(
+    verified: Verified, source: Source, questions: Questions, *, threads: int, elsewhere: Elsewhere | None = None
+) -> Deltas:
     """On the held-out rows, or without labels on the rows that everybody was asked. One run over them."""
-    name, exam, held_out = verified.candidate.name, questions.exam, questions.held_out
-    with closing(open_engine(verified.bundle, threads=threads)) as engine:
-        if held_out is None:
-            return compare(name, exam.source, answers(engine.predict, exam.signature, exam.rows, size=ROWS_AT_ONCE))
-        found = score(engine.predict, held_out.split, batch_size=held_out.batch_size)
-    return judge(name, held_out.source, found, held_out.split, signature=source.signature, labels=source.labels)
+    name, held_out = verified.candidate.name, questions.held_out
+    if elsewhere:
+        found = elsewhere.look(verified.bundle, questions)
+    else:
+        with closing(open_engine(verified.bundle, threads=threads)) as engine:
+            found = look(engine.predict, questions.exam, held_out)
+    if isinstance(found, Score):
+        assert held_out is not None, "a score without labels: this is a bug"
+        return judge(name, held_out.source, found, held_out.split, signature=source.signature, labels=source.labels)
+    return compare(name, questions.exam.source, found)
 
 
 def ask_more(

@@ -15,7 +15,7 @@ OURS = ("index.html", "model.mjs", "proof.mjs")
 KNOWN_VERSION = "1.30.0"
 
 
-def hindrance(settings: Settings) -> str | None:
+def obstacle_to_building(settings: Settings) -> str | None:
     """Why no such folder can be built here, in one clause."""
     place = settings.web_runtime
     missing = [name for name in RUNTIME if not (place / "dist" / name).is_file()]

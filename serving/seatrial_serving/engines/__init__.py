@@ -107,6 +107,7 @@ OPENERS: Mapping[str, Callable[[Bundle, int, bool], Engine]] = {
     "torch-export": _opener("torch", "open_program"),
     "aotinductor": _opener("torch", "open_package"),
     "torchscript": _opener("torch", "open_script"),
+    "executorch": _opener("executorch"),
     "tensorrt": _opener("tensorrt"),
     "onnxruntime-web": _opener("web"),
     "coreml": _opener("coreml"),

@@ -1,12 +1,12 @@
 """What torch runs: a `torch.export` program as it is, the machine code that AOTInductor made of one, or TorchScript.
 
-The only module of serving that imports torch; loaded by name, where a bundle wants one of them. torch counts its threads
-for the whole process, so each engine says its own number before each call: one process may hold an engine with its share of
-the cores and another with all of them, and asks one at a time.
+With `executorch` the only module of serving that imports torch; loaded by name, where a bundle wants one of them. torch counts
+its threads for the whole process, so each engine says its own number before each call: one process may hold an engine with its
+share of the cores and another with all of them, and asks one at a time.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,7 +34,7 @@ class TorchEngine:
         self._ask, self._threads = dict(graphs), threads
 
     def predict(self, inputs: Mapping[str, Array], *, graph: str = "main") -> dict[str, Array]:
-        given = [_tensor(inputs[spec.name], spec.datatype) for spec in self.signature.inputs]
+        given = [tensor_of(inputs[spec.name], spec.datatype) for spec in self.signature.inputs]
         lent = {tensor.untyped_storage().data_ptr() for tensor in given}
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
@@ -43,7 +43,7 @@ class TorchEngine:
                 answer = self._ask[graph](given)
         except REFUSALS as error:
             raise EngineFailed(f"torch refused the batch: {error}") from error
-        return {spec.name: _array(tensor, lent) for spec, tensor in zip(self.signature.outputs, answer, strict=True)}
+        return {spec.name: array_of(tensor, lent) for spec, tensor in zip(self.signature.outputs, answer, strict=True)}
 
     def close(self) -> None:
         self._ask.clear()
@@ -114,15 +114,15 @@ def _ask_script(module: Any, given: list[torch.Tensor]) -> list[torch.Tensor]:
         raise RuntimeError(str(error).strip().splitlines()[-1]) from error
 
 
-def _tensor(array: Array, datatype: DataType) -> torch.Tensor:
+def tensor_of(array: Array, datatype: DataType) -> torch.Tensor:
     """Without a copy where the array may be written to, as torch demands, and its items lie in a row."""
     plain = array if array.flags.writeable and array.flags.c_contiguous else array.copy()
     tensor = torch.from_numpy(plain)
     return tensor.view(torch.bfloat16) if datatype is DataType.BF16 else tensor
 
 
-def _array(tensor: torch.Tensor, lent: set[int]) -> Array:
-    """The caller's to keep, hence a copy where the model handed an input through."""
+def array_of(tensor: torch.Tensor, lent: Container[int] = ()) -> Array:
+    """The caller's to keep, hence a copy where the model handed an input, whose storage was `lent`, through."""
     plain = tensor.contiguous()
     if plain.untyped_storage().data_ptr() in lent:
         plain = plain.clone()

@@ -1,0 +1,180 @@
+"""A program as ExecuTorch runs it: memory for the largest inputs, and every size below."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.export import Dim, ExportedProgram
+
+from seatrial.bundle import Bundle, Draft, EngineSpec, ModelName, write_bundle
+from seatrial.engines import obstacle
+from seatrial.errors import BundleCorrupt, ConversionFailed, EngineFailed
+from seatrial_export.candidate import CANDIDATES, EXECUTORCH_CPU
+from seatrial_export.exam import set_exam
+from seatrial_export.executorch import at_most, pool_whole_images
+from seatrial_export.program import reference
+from seatrial_export.verify import verify
+from seatrial_models import architecture
+from seatrial_models.program import to_program
+from seatrial_serving.engines import Engine, open_engine
+from tests.serving.engine_bundles import packaged
+
+TRANSFORMER = architecture("text-transformer")
+CONFIG = TRANSFORMER.small[0]
+SIGNATURE = TRANSFORMER.signature(CONFIG)
+[EXECUTORCH] = [candidate for candidate in CANDIDATES if candidate.target == EXECUTORCH_CPU]
+
+
+def test_without_executorch_it_is_told_what_brings_it() -> None:
+    if find_spec("executorch"):
+        pytest.skip("it is installed")
+    why = "the Python package 'executorch' is not installed; pip install 'seatrial[executorch]' brings it"
+    assert obstacle(EngineSpec(name="executorch")) == why
+
+
+# The program before ExecuTorch has it
+
+
+def images(network: torch.nn.Module, *, rows: int) -> ExportedProgram:
+    shapes = ({0: Dim.DYNAMIC},)
+    return torch.export.export(network.eval(), (torch.randn(rows, 2, 8, 12),), dynamic_shapes=shapes)
+
+
+def test_a_bound_that_torch_wrote_into_a_trace_is_not_the_program_s() -> None:
+    """torch takes another convolution from 16 rows on, and its trace of 3 says that there are always fewer."""
+    [bounds] = at_most(images(torch.nn.Conv2d(2, 4, 3), rows=3), [{0: 64}]).range_constraints.values()
+    assert bounds.upper == 64
+
+
+def test_sizes_that_go_together_are_bounded_together() -> None:
+    class Joined(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x + y[1:]
+
+    rows = Dim("rows", max=500)
+    traced = torch.export.export(
+        Joined(), (torch.ones(3, 4), torch.ones(4, 4)), dynamic_shapes=({0: rows}, {0: rows + 1})
+    )
+    bounded = at_most(traced, [{0: 64}, {}])
+    assert [bound.upper for bound in bounded.range_constraints.values()] == [64, 65]
+    x, y = torch.randn(7, 4), torch.randn(8, 4)
+    assert torch.equal(bounded.module()(x, y), x + y[1:])
+    with pytest.raises(ConversionFailed, match=r"the size s\d+ has no bound"):
+        at_most(traced, [{}, {}])
+
+
+def test_named_inputs_stay_named() -> None:
+    class Scaled(torch.nn.Module):
+        def forward(self, *, x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+            return x * by[:, None]
+
+    shapes = {"x": {0: Dim.AUTO, 1: Dim.AUTO}, "by": {0: Dim.AUTO}}
+    given = {"x": torch.randn(3, 5), "by": torch.randn(3)}
+    bounded = at_most(torch.export.export(Scaled(), (), given, dynamic_shapes=shapes), [{0: 64, 1: 12}, {0: 64}])
+    assert {int(bound.upper) for bound in bounded.range_constraints.values()} == {64, 12}
+    x, by = torch.randn(20, 7), torch.randn(20)
+    assert torch.equal(bounded.module()(x=x, by=by), x * by[:, None])
+
+
+@pytest.mark.parametrize(("into", "mended"), [((1, 1), True), ((4, 3), True), ((3, 1), False)])
+def test_pooling_with_windows_that_are_all_alike_is_plain_pooling(into: tuple[int, int], mended: bool) -> None:
+    network = torch.nn.AdaptiveMaxPool2d(into)
+    program = images(network, rows=3)
+    pool_whole_images(program)
+    operators = {str(node.target) for node in program.graph.nodes}
+    assert ("aten.adaptive_max_pool2d.default" not in operators) is mended
+    pixels = torch.randn(5, 2, 8, 12)
+    assert torch.equal(program.module()(pixels), network(pixels))
+
+
+# In its runtime
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that computes with its sizes: heads are cut out of, and put back into, batches of any size and length."""
+    torch.manual_seed(0)
+    place = tmp_path_factory.mktemp("program") / "model.pt2"
+    torch.export.save(to_program(TRANSFORMER.build(CONFIG).eval(), TRANSFORMER.example(CONFIG, 3), SIGNATURE), place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def model(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("executorch", exc_type=ImportError)
+    return packaged(program, tmp_path_factory.mktemp("compiled"), engine="executorch", signature=SIGNATURE)
+
+
+def bundle_of(model: Path, place: Path) -> Bundle:
+    draft = Draft(
+        model=ModelName(name="transformer", version="1"),
+        variant=EXECUTORCH.variant_name(()),
+        signature=SIGNATURE,
+        engine=EXECUTORCH.engine,
+        graphs={"main": model.name},
+        files={model.name: model},
+        golden=(),
+        source_bounds={},
+        rerun_bounds={},
+    )
+    return write_bundle(draft, place)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with closing(open_engine(bundle_of(model, tmp_path_factory.mktemp("bundles")), threads=1)) as opened:
+        yield opened
+
+
+@pytest.mark.slow
+def test_executorch_answers_as_the_program_at_every_size_and_in_company(engine: Engine, program: Path) -> None:
+    rows = {name: tensor.numpy() for name, tensor in TRANSFORMER.example(CONFIG, 24).items()}
+    exam = set_exam(SIGNATURE, rows, reference(program, SIGNATURE))
+    assert {axis.name for axis in SIGNATURE.dynamic_axes} == {case.axis for case in exam.cases if case.axis}
+    assert verify(EXECUTORCH, engine.predict, exam).agreement.max_absolute < 2e-6
+
+
+@pytest.mark.slow
+def test_more_than_it_has_memory_for_is_refused_and_the_next_batch_is_answered(engine: Engine) -> None:
+    one = engine.predict({"token_ids": np.ones((1, 3), np.int64)})["logits"]
+    with pytest.raises(
+        EngineFailed, match=r"'token_ids' is \[65, 3\], and the program was compiled for at most \[64, 12\]"
+    ):
+        engine.predict({"token_ids": np.ones((65, 3), np.int64)})
+    with pytest.raises(EngineFailed, match="refused the batch"):
+        engine.predict({"token_ids": np.ones((1, 3), np.float32)})
+    assert engine.predict({"token_ids": np.ones((1, 3), np.int64)})["logits"].tolist() == one.tolist()
+
+
+@pytest.mark.slow
+def test_an_engine_that_opens_beside_another_leaves_its_threads_alone(
+    engine: Engine, model: Path, tmp_path: Path
+) -> None:
+    """Anew they are made only when nobody holds them: made anew under a program, they break the heap."""
+    from executorch.extension.pybindings import _C as runtime  # noqa: N811 - no constant
+
+    with closing(open_engine(bundle_of(model, tmp_path), threads=3)):
+        assert runtime._threadpool_get_thread_count() == 1
+    assert engine.predict({"token_ids": np.ones((1, 3), np.int64)})["logits"].shape == (1, CONFIG.classes)
+
+
+@pytest.mark.slow
+def test_a_file_says_nothing_of_where_it_was_made_and_is_the_same_when_made_again(
+    program: Path, model: Path, tmp_path: Path
+) -> None:
+    content = model.read_bytes()
+    assert b"site-packages" not in content
+    assert packaged(program, tmp_path, engine="executorch", signature=SIGNATURE).read_bytes() == content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [0, 40, 5000])
+def test_a_file_that_is_cut_off_is_corrupt(model: Path, kept: int, tmp_path: Path) -> None:
+    cut = tmp_path / model.name
+    cut.write_bytes(model.read_bytes()[:kept])
+    with pytest.raises(BundleCorrupt, match="ExecuTorch cannot load"):
+        open_engine(bundle_of(cut, tmp_path / "bundles"), threads=1)
