@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seatrial.bundle import EngineSpec
 from seatrial.bundle.evidence import Evidence
 from seatrial.credentials import Credentials
+from seatrial.engines import obstacle
 from seatrial.errors import AgentLost, AgentRefused, ConversionFailed, InvalidSettings
 from seatrial.machine import this_machine
 from seatrial.registry import ModelRef
 from seatrial.settings import Settings
 from seatrial_export import package
-from seatrial_export.candidate import AOTI_CPU, CANDIDATES, OPENVINO_CPU, TARGETS, Verdict
+from seatrial_export.candidate import AOTI_CPU, CANDIDATES, ONNX_WEB, OPENVINO_CPU, TARGETS, Verdict
 from seatrial_export.choose import Budget
 from seatrial_export.export import Exported, Request, attempt, export
 from seatrial_export.register import register
@@ -146,6 +148,22 @@ def test_an_export_over_an_agent_finds_and_chooses_what_a_local_one_does(
     assert f"Measured on {agent.url}" in page
     assert agent.children() == [], "the agent has nothing running"
     assert not list((agent.home / "agent" / "errands").iterdir())
+
+
+@pytest.mark.slow
+def test_what_no_browser_here_can_run_is_proved_in_one_that_is_elsewhere(
+    agent: Far, settings: Settings, with_web: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why := obstacle(EngineSpec(name="onnxruntime-web")):
+        pytest.skip(why)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ours = settings.export.model_copy(update={"web_runtime": with_web.web_runtime})
+    request = Request(ref=REF, targets=(ONNX_WEB,))
+    here = attempt(request, settings.model_copy(update={"export": ours}))
+    assert row(here, f"{ONNX_WEB}-fp32").verdict is Verdict.UNVERIFIED
+    there = export(replace(request, on=(On(where=agent.url),)), settings.model_copy(update={"export": ours}))
+    assert there.report.chosen == {ONNX_WEB: f"{ONNX_WEB}-fp32"}
+    assert row(there, f"{ONNX_WEB}-fp32").on == agent.url
 
 
 @pytest.mark.slow
