@@ -80,5 +80,6 @@ def _tidied(written: Path) -> Path:
         if (package / "Data" / path).exists()
     }
     manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": items, "rootModelIdentifier": "model"}
-    (package / ENTRY).write_text(json.dumps(manifest, indent=2) + "\n")
+    # coremltools writes this file anew, in this form, whenever it opens a package (9.0): the digest must outlive that.
+    (package / ENTRY).write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n")
     return package / ENTRY

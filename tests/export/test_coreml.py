@@ -70,7 +70,7 @@ def written(place: Path, module: torch.nn.Module) -> Path:
 
 @slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_package_has_our_names_and_sizes_and_is_the_same_again(tmp_path: Path) -> None:
+def test_a_package_has_our_names_and_sizes_and_is_the_same_again_and_after_it_was_opened(tmp_path: Path) -> None:
     ct = pytest.importorskip("coremltools")
     torch.manual_seed(0)
     module = Linear()
