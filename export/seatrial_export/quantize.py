@@ -131,8 +131,10 @@ def _dynamic(job: Job) -> "ModelProto":
     from onnxruntime import quantization
 
     _prepare(job)
+    model = onnx.load(PREPARED)
+    _transpose_beforehand(model)
     quantization.quantize_dynamic(
-        PREPARED,
+        model,
         "quantized.onnx",
         op_types_to_quantize=sorted(MATRIX_PRODUCTS),
         per_channel=True,
@@ -140,6 +142,19 @@ def _dynamic(job: Job) -> "ModelProto":
         weight_type=quantization.QuantType.QInt8,
     )
     return onnx.load("quantized.onnx")
+
+
+def _transpose_beforehand(model: "ModelProto") -> None:
+    """ONNX Runtime's quantizer transposes a `Gemm`'s weights where they lie, and once more for the next one that shares them."""
+    from seatrial_export.onnx_graph import Graph
+
+    graph = Graph(model)
+    for node in graph.nodes:
+        turned = [each for each in node.attribute if each.name == "transB" and each.i]
+        weights = graph.weights(node, 1) if node.op_type == "Gemm" and turned else None
+        if weights is not None:
+            graph.set_weights(node, 1, weights.T)
+            node.attribute.remove(turned[0])
 
 
 def _weights(job: Job) -> "ModelProto":

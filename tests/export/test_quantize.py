@@ -211,6 +211,28 @@ def static(given: ModelProto) -> ModelProto:
     return whole.quantized([node.name for node in whole.layers])
 
 
+def test_dynamic_int8_takes_weights_that_two_products_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = np.random.default_rng(0).normal(size=(3, WIDTH)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["one"], name="one", transB=1),
+        helper.make_node("Mul", ["x", "minus"], ["turned"]),
+        helper.make_node("Gemm", ["turned", "w"], ["other"], name="other", transB=1),
+        helper.make_node("Concat", ["one", "other"], ["y"], axis=1),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+        for name, size in (("x", WIDTH), ("y", 6))
+    ]
+    constants: dict[str, Array] = {"w": weights, "minus": np.array(-1, np.float32)}
+    path = save(tmp_path / "shared.onnx", nodes, ends[:1], ends[1:], constants=constants)
+    monkeypatch.chdir(tmp_path)
+    quantize.quantize(quantize.Job(model=str(path), mode="dynamic", weight_bits=8, smallest={"batch": 1}))
+    made = Path(quantize.MODEL).read_bytes()
+    x = np.random.default_rng(1).normal(size=(5, WIDTH)).astype(np.float32)
+    [found] = observed(made, ["y"], [{"x": x}])
+    assert found["y"] == pytest.approx(np.concatenate([x @ weights.T, -x @ weights.T], axis=1), abs=0.2)
+
+
 @pytest.mark.parametrize(
     ("make", "operators"),
     [
