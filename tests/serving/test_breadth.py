@@ -23,7 +23,7 @@ from tests.conditions import soon
 from tests.serving.models import linear_onnx, save
 from tests.serving.scripted import ScriptedEngine, generation
 
-SIZE = 2048
+SIZE = 4096
 WEIGHTS = np.random.default_rng(0).integers(-1, 2, (SIZE, SIZE)).astype(np.float32)
 
 
@@ -154,20 +154,22 @@ async def test_an_engine_holds_both_ways_and_they_agree(tmp_path: Path) -> None:
         path=heavy_onnx(tmp_path / "heavy.onnx"), digest="", threads=1, warm_up=(1,), start_s=60, wide_threads=2
     )
     worker = await EngineProcess.start(load)
-    assert worker.wide
-    answers = Answers()
-    worker.attach(answers)
-    x = np.random.default_rng(1).integers(-2, 3, (1, SIZE)).astype(np.float32)
-    for wide in (False, True):
-        worker.run(Batch(requests=[request(x)], rows=1, wide=wide))
-        [y] = await answers.got.get()
-        assert np.array_equal(y.array, x @ WEIGHTS @ WEIGHTS)
-    await worker.close()
+    try:
+        assert worker.wide
+        answers = Answers()
+        worker.attach(answers)
+        x = np.random.default_rng(1).integers(-2, 3, (1, SIZE)).astype(np.float32)
+        for wide in (False, True):
+            worker.run(Batch(requests=[request(x)], rows=1, wide=wide))
+            [y] = await answers.got.get()
+            assert np.array_equal(y.array, x @ WEIGHTS @ WEIGHTS)
+    finally:
+        await worker.close()
 
 
 @pytest.mark.anyio
 async def test_for_a_cheap_model_there_is_no_second_session(tmp_path: Path) -> None:
     load = Load(path=linear_onnx(tmp_path / "m.onnx"), digest="", threads=1, warm_up=(1,), start_s=60, wide_threads=2)
     worker = await EngineProcess.start(load)
-    assert not worker.wide
     await worker.close()
+    assert not worker.wide
