@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from seatrial.settings import Serving
+from seatrial.tls import listening
 from seatrial_monitoring.metrics import ServerFacts, ServingMetrics
 from seatrial_monitoring.request_log import RequestLog
 from seatrial_monitoring.series import Denial, Protocol
 from seatrial_serving.access.caller import Act
 from seatrial_serving.access.guard import Guard, guarding
-from seatrial_serving.access.tls import listening
 from seatrial_serving.data_plane import DataPlane
 from seatrial_serving.doors.closings import Closings
 from seatrial_serving.doors.grpc import GrpcServer

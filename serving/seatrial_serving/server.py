@@ -14,8 +14,8 @@ from prometheus_client import make_asgi_app
 
 from seatrial.machine import cores
 from seatrial.settings import Settings
+from seatrial.tls import listening
 from seatrial_serving.access.caller import Act
-from seatrial_serving.access.tls import listening
 from seatrial_serving.doors.http import Application, HttpServer, listen
 from seatrial_serving.doors.infer import Scope
 from seatrial_serving.fork_server import ForkServer

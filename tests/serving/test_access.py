@@ -28,12 +28,12 @@ from tritonclient.utils import InferenceServerException
 from seatrial.cli import shell
 from seatrial.errors import InvalidSettings, QuotaExceeded, Unauthenticated
 from seatrial.settings import Access, Quota, Serving, load_settings
+from seatrial.watched import Watched
 from seatrial_monitoring.metrics import ServingMetrics
 from seatrial_monitoring.series import Protocol
 from seatrial_serving.access import grants
 from seatrial_serving.access.guard import Guard, credential
 from seatrial_serving.access.quotas import Allowance
-from seatrial_serving.access.watched import Watched
 from seatrial_serving.data_plane import DataPlane
 from tests.conditions import until
 from tests.servers import Server, serving

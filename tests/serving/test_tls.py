@@ -20,9 +20,9 @@ from tritonclient.utils import InferenceServerException
 
 from seatrial.errors import InvalidSettings
 from seatrial.settings import Tls, load_settings
+from seatrial.tls import listening
 from seatrial_promotion import status
 from seatrial_promotion.status import Answer
-from seatrial_serving.access.tls import listening
 from tests.commands import type_seatrial
 from tests.conditions import until
 from tests.servers import Server, serving

@@ -33,9 +33,9 @@ from seatrial.errors import (
     Unauthenticated,
 )
 from seatrial.settings import Settings
+from seatrial.tls import Renewing, listening
 from seatrial_export.remote.agent import Agent
 from seatrial_export.remote.wire import CODE, Errand, Event, Holder, Refusal, code, is_this_machine
-from seatrial_serving.access.tls import Renewing, listening
 
 MOST_CONNECTIONS = 16
 SILENT_S = 30

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from seatrial.errors import Forbidden, SeatrialError, Unauthenticated
 from seatrial.settings import Access, Quota
+from seatrial.watched import Watched
 from seatrial_monitoring.series import Denial
 from seatrial_serving.access import grants, keys
 from seatrial_serving.access.caller import Act, Caller
 from seatrial_serving.access.grants import ANY, CERTIFICATE, TOKEN, Grant
 from seatrial_serving.access.quotas import Allowance
 from seatrial_serving.access.tokens import Tokens, believing
-from seatrial_serving.access.watched import Watched
 
 SCHEME = b"bearer "
 MOST_ALLOWANCES = 10_000

@@ -17,7 +17,7 @@ import msgspec
 
 from seatrial.errors import InvalidSettings, MissingExtra, NotReady, Unauthenticated
 from seatrial.settings import Tokens as TokenSettings
-from seatrial_serving.access.watched import Watched
+from seatrial.watched import Watched
 
 if TYPE_CHECKING:
     import httpx

@@ -23,10 +23,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from seatrial.errors import PortInUse, SeatrialError
 from seatrial.settings import Limits
+from seatrial.tls import subjects
 from seatrial_monitoring.series import Closing
 from seatrial_serving.access.caller import CALLER, Act, Caller
 from seatrial_serving.access.guard import Guard, credential
-from seatrial_serving.access.tls import subjects
 from seatrial_serving.data_plane import DataPlane, Exchange
 from seatrial_serving.doors.closings import Closings
 from seatrial_serving.doors.infer import JSON, LARGE, Ask, Headers, InferDoor, Scope, refusal

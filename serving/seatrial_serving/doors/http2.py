@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Generic
 
 from seatrial.settings import Limits
+from seatrial.tls import subjects
 from seatrial_monitoring.series import Closing
-from seatrial_serving.access.tls import subjects
 from seatrial_serving.doors.http2_frames import (
     ACK,
     CONTINUATION,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from seatrial.errors import InvalidSettings
 from seatrial.settings import Tls
-from seatrial_serving.access.watched import Watched
+from seatrial.watched import Watched
 
 Speaks = Literal["h2", "http/1.1"]
 
