@@ -35,6 +35,7 @@ from tests.digits import ExportedDigits
 from tests.export.agents import TOKEN, Far, far, near
 from tests.export.models import linear_source, some_rows
 from tests.serving.models import SIGNATURE, linear_onnx
+from tests.tools import absent
 
 FLOAT, DYNAMIC, STATIC, *_ = CANDIDATES
 REF = ModelRef(name="linear", version="1")
@@ -155,7 +156,7 @@ def test_what_no_browser_here_can_run_is_proved_in_one_that_is_elsewhere(
     agent: Far, settings: Settings, with_web: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if why := obstacle(EngineSpec(name="onnxruntime-web")):
-        pytest.skip(why)
+        absent(why)
     monkeypatch.setenv("PATH", str(tmp_path))
     ours = settings.export.model_copy(update={"web_runtime": with_web.web_runtime})
     request = Request(ref=REF, targets=(ONNX_WEB,))

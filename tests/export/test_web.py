@@ -31,6 +31,7 @@ from tests.conditions import until
 from tests.export.models import linear_source
 from tests.serving.browser import page
 from tests.serving.models import LinearBundle, linear
+from tests.tools import absent
 
 [ON_WEB] = [each for each in CANDIDATES if each.target == ONNX_WEB]
 NATIVE = Candidate(target=ONNX_CPU, precision=Precision.FP32)
@@ -92,7 +93,7 @@ slow = pytest.mark.slow
 @pytest.fixture(scope="module")
 def bundle(with_web: Settings, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     if why := obstacle(EngineSpec(name=NAME)):
-        pytest.skip(why)
+        absent(why)
     linear = LinearBundle(engine=EngineSpec(name=NAME), beside=web.beside(with_web))
     return linear.write(tmp_path_factory.mktemp("web"))
 
