@@ -13,6 +13,7 @@ import msgspec
 
 from seatrial.tensors import Signature
 from seatrial_export import child, coreml, executorch, torchscript, tvm
+from seatrial_export.retrace import largest, retraced, row_after_row
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -50,18 +51,21 @@ def write_program(program: "ExportedProgram") -> Path:
     return Path(MODEL)
 
 
-def write_machine_code(program: "ExportedProgram") -> Path:
+def write_machine_code(program: "ExportedProgram", signature: Signature) -> Path:
+    """For inputs that lie in memory as those of the trace did: the code takes others for such, and answers wrongly."""
     from torch._inductor import aoti_compile_and_package
 
     aoti_compile_and_package(
-        program, package_path=str(Path(MODEL).absolute()), inductor_configs=AS_MANY_THREADS_AS_SAID
+        program if row_after_row(program) else retraced(program, largest(signature)),
+        package_path=str(Path(MODEL).absolute()),
+        inductor_configs=AS_MANY_THREADS_AS_SAID,
     )
     return Path(MODEL)
 
 
 WRITERS: Mapping[str, Callable[["ExportedProgram", Signature], Path]] = {
     "torch-export": lambda program, _: write_program(program),
-    "aotinductor": lambda program, _: write_machine_code(program),
+    "aotinductor": write_machine_code,
     "torchscript": lambda program, _: torchscript.write(program),
     "executorch": executorch.write,
     "coreml": coreml.write,

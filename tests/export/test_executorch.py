@@ -12,10 +12,10 @@ from torch.export import Dim, ExportedProgram
 
 from seatrial.bundle import Bundle, Draft, EngineSpec, ModelName, write_bundle
 from seatrial.engines import obstacle
-from seatrial.errors import BundleCorrupt, ConversionFailed, EngineFailed
+from seatrial.errors import BundleCorrupt, EngineFailed
 from seatrial_export.candidate import CANDIDATES, EXECUTORCH_CPU
 from seatrial_export.exam import set_exam
-from seatrial_export.executorch import at_most, pool_whole_images
+from seatrial_export.executorch import pool_whole_images
 from seatrial_export.program import reference
 from seatrial_export.verify import verify
 from seatrial_models import architecture
@@ -42,42 +42,6 @@ def test_without_executorch_it_is_told_what_brings_it() -> None:
 def images(network: torch.nn.Module, *, rows: int) -> ExportedProgram:
     shapes = ({0: Dim.DYNAMIC},)
     return torch.export.export(network.eval(), (torch.randn(rows, 2, 8, 12),), dynamic_shapes=shapes)
-
-
-def test_a_bound_that_torch_wrote_into_a_trace_is_not_the_program_s() -> None:
-    """torch takes another convolution from 16 rows on, and its trace of 3 says that there are always fewer."""
-    [bounds] = at_most(images(torch.nn.Conv2d(2, 4, 3), rows=3), [{0: 64}]).range_constraints.values()
-    assert bounds.upper == 64
-
-
-def test_sizes_that_go_together_are_bounded_together() -> None:
-    class Joined(torch.nn.Module):
-        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return x + y[1:]
-
-    rows = Dim("rows", max=500)
-    traced = torch.export.export(
-        Joined(), (torch.ones(3, 4), torch.ones(4, 4)), dynamic_shapes=({0: rows}, {0: rows + 1})
-    )
-    bounded = at_most(traced, [{0: 64}, {}])
-    assert [bound.upper for bound in bounded.range_constraints.values()] == [64, 65]
-    x, y = torch.randn(7, 4), torch.randn(8, 4)
-    assert torch.equal(bounded.module()(x, y), x + y[1:])
-    with pytest.raises(ConversionFailed, match=r"the size s\d+ has no bound"):
-        at_most(traced, [{}, {}])
-
-
-def test_named_inputs_stay_named() -> None:
-    class Scaled(torch.nn.Module):
-        def forward(self, *, x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-            return x * by[:, None]
-
-    shapes = {"x": {0: Dim.AUTO, 1: Dim.AUTO}, "by": {0: Dim.AUTO}}
-    given = {"x": torch.randn(3, 5), "by": torch.randn(3)}
-    bounded = at_most(torch.export.export(Scaled(), (), given, dynamic_shapes=shapes), [{0: 64, 1: 12}, {0: 64}])
-    assert {int(bound.upper) for bound in bounded.range_constraints.values()} == {64, 12}
-    x, by = torch.randn(20, 7), torch.randn(20)
-    assert torch.equal(bounded.module()(x=x, by=by), x * by[:, None])
 
 
 @pytest.mark.parametrize(("into", "mended"), [((1, 1), True), ((4, 3), True), ((3, 1), False)])
