@@ -8,7 +8,7 @@ import functools
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -236,6 +236,10 @@ class Work:
         )  # fmt: skip
         tried: list[Tried] = []
         searched: list[Searched] = []
+
+        def examine_one(built: Built | Lost) -> Verified | Lost:
+            return self._examine(built, source, questions, stand)
+
         with building([each for each in self._candidates if not each.mixed], workshop) as underway:
             with self._step("asking the source"):  # while the first children import what they need
                 questions = ask_source(source)
@@ -247,16 +251,16 @@ class Work:
                     if isinstance(built, Built) and candidate.target not in self.elsewhere:
                         stand.prepare(candidate.engine.name)
                     late = self._left_s(VERIFIED_BY) <= 0 and any(isinstance(found, Verified) for _, found in tried)
-                    tried.append((built, _too_late(built) if late else self._examine(built, source, questions)))
+                    tried.append((built, _too_late(built) if late else examine_one(built)))
 
             for candidate in underway:
                 if not candidate.effort:
                     try_next(candidate)
             with self._step("mixing"):
-                mixed = self._mix(tried, workshop, questions)
+                mixed = self._mix(tried, workshop, questions, examine_one)
             if self.request.search:
                 with self._step("searching"):
-                    searched = self._search(tried, workshop, questions)
+                    searched = self._search(tried, workshop, questions, examine_one)
             for candidate in underway:
                 if candidate.effort:
                     try_next(candidate)
@@ -345,7 +349,7 @@ class Work:
             )
         return source
 
-    def _examine(self, built: Built | Lost, source: Source, questions: Questions) -> Verified | Lost:
+    def _examine(self, built: Built | Lost, source: Source, questions: Questions, stand: Stand) -> Verified | Lost:
         if isinstance(built, Lost):
             return built
         place = self.elsewhere.get(built.candidate.target)
@@ -353,24 +357,36 @@ class Work:
         try:
             return examine(
                 built, source, questions, store=self.place / "bundles", threads=place.threads if place else self._threads,
-                shelf=Shelf.of(self.settings, source.dataset), elsewhere=place,
+                opened=stand.opened, shelf=Shelf.of(self.settings, source.dataset), elsewhere=place,
             )  # fmt: skip
         except GONE as why:
             return _lost_elsewhere(built.candidate, why, Verdict.NOT_MEASURED)
 
-    def _mix(self, tried: Sequence[Tried], workshop: Workshop, questions: Questions) -> list[Mixed]:
+    def _mix(
+        self,
+        tried: Sequence[Tried],
+        workshop: Workshop,
+        questions: Questions,
+        examine: Callable[[Built], Verified | Lost],
+    ) -> list[Mixed]:
         """Nothing without enough rows to see that accuracy is missed."""
         source = workshop.source
         mixer = Mixer(
             workshop=workshop,
-            examine=lambda built: self._examine(built, source, questions),
+            examine=examine,
             budget=self.request.budget,
             for_s=min(self.settings.export.conversion_s, self._left_s(BUILT_BY)),
             enough=questions.held_out is not None or count(source.rows) >= ENOUGH_ROWS,
         )
         return [mixer.mix(candidate, tried) for candidate in self._candidates if candidate.mixed]
 
-    def _search(self, tried: Sequence[Tried], workshop: Workshop, questions: Questions) -> list[Searched]:
+    def _search(
+        self,
+        tried: Sequence[Tried],
+        workshop: Workshop,
+        questions: Questions,
+        examine: Callable[[Built], Verified | Lost],
+    ) -> list[Searched]:
         """Nothing without enough rows to see what a form loses, or without rows that can be asked in any number."""
         source = workshop.source
         if source.signature.batch is None or (questions.held_out is None and count(source.rows) < ENOUGH_ROWS):
@@ -378,7 +394,7 @@ class Work:
             return [Searched(search=Search(target=target, why_not=why)) for target in self.request.targets]
         searcher = Searcher(
             workshop=workshop,
-            examine=lambda built: self._examine(built, source, questions),
+            examine=examine,
             budget=self.request.budget,
             rows=some_rows(source.rows, questions.held_out),
             trials=self.request.search,

@@ -1,4 +1,4 @@
-"""The stand on which engines are timed: each in a process of its own, which makes a call only when it is told to.
+"""The stand on which engines are asked and timed: each in a process of its own, which makes a call only when it is told to.
 
 One process for each engine's library, `python -P -m seatrial_export.stand PACKAGE DESCRIPTOR`, imports that and nothing that
 the engine does not need, and forks: an engine is opened in a fresh process, as often as wanted, at no import's cost. An engine
@@ -13,11 +13,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self, TypeVar
@@ -27,11 +28,11 @@ import numpy as np
 
 from seatrial.bundle import Bundle, open_bundle
 from seatrial.engines import ENGINES
-from seatrial.errors import ConversionFailed, SeatrialError
+from seatrial.errors import ConversionFailed, EngineFailed, SeatrialError, WrongInput
 from seatrial.machine import anonymous_bytes
 from seatrial_export import child
 from seatrial_export.child import Limits
-from seatrial_export.samples import Inputs, read_arrays
+from seatrial_export.samples import Inputs, Outputs, Predict, read_arrays, write_arrays
 from seatrial_serving.engines import Engine, open_engine
 
 IMPORTED_AHEAD = ("onnxruntime", "torch")
@@ -52,7 +53,8 @@ LOG = "log.txt"
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """To a library's process, with the engine's socket: open `bundle` in a fork pinned to `cores`, and ask it `inputs` once."""
+    """To a library's process, with the engine's socket: open `bundle` in a fork pinned to `cores`, and ask it `inputs` once, if
+    there are any."""
 
     bundle: str
     inputs: str
@@ -96,6 +98,19 @@ class Took(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     memory_bytes: int
 
 
+class Ask(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """To an engine: answer the arrays in the file `inputs`, into the file `outputs`."""
+
+    inputs: str
+    outputs: str
+
+
+class Answered(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """From an engine: it has, unless there is a `refusal`."""
+
+    refusal: str = ""
+
+
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """From an engine: it could not, and ends."""
 
@@ -103,9 +118,11 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Start | Started | Reap | Ended | Opened | Call | Took | Failed).decode
+_decode = msgspec.msgpack.Decoder(
+    Start | Started | Reap | Ended | Opened | Call | Took | Ask | Answered | Failed
+).decode
 
-Answer = TypeVar("Answer", Started, Ended, Opened, Took)
+Answer = TypeVar("Answer", Started, Ended, Opened, Took, Answered)
 
 
 # The parent's half
@@ -158,24 +175,32 @@ class Stand:
         library = self.prepare(bundle.manifest.engine.name)
         loads: list[float] = []
         while len(loads) < LOADS - 1 and (not loads or sum(loads) < LOAD_FOR_S):
-            with closing(Mounted(library, bundle, inputs, self._terms)) as once:
+            with closing(Mounted(library, bundle, self._terms, inputs=inputs)) as once:
                 loads.append(once.load_s)
-        mounted = Mounted(library, bundle, inputs, self._terms)
+        mounted = Mounted(library, bundle, self._terms, inputs=inputs)
         mounted.load_s = float(np.median([*loads, mounted.load_s]))
         return mounted
+
+    @contextmanager
+    def opened(self, bundle: Bundle) -> Iterator[Predict]:
+        """Ask `bundle` on any core. Raises `ConversionFailed` where it cannot be opened, and where its process is lost later."""
+        terms = replace(self._terms, cores=tuple(sorted(os.sched_getaffinity(0))))
+        with closing(Mounted(self.prepare(bundle.manifest.engine.name), bundle, terms)) as mounted:
+            yield mounted.predict
 
 
 class Mounted:
     """An engine in its process. What raises `ConversionFailed` has ended it.
 
-    `load_s` is the time from opening the bundle to the first answer, `memory_bytes` the most that it was seen to hold.
+    `load_s` is the time from opening the bundle to the first answer, to `inputs`; `memory_bytes` the most that it was seen to
+    hold.
     """
 
-    def __init__(self, library: "_Library", bundle: Bundle, inputs: Path, terms: Terms) -> None:
+    def __init__(self, library: "_Library", bundle: Bundle, terms: Terms, *, inputs: Path | None = None) -> None:
         self._library, self._terms = library, terms
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket, self.pid, self.memory_bytes = ours, 0, 0
-        start = Start(bundle=str(bundle.path), inputs=str(inputs), threads=terms.threads, cores=terms.cores)
+        start = Start(bundle=str(bundle.path), inputs=str(inputs or ""), threads=terms.threads, cores=terms.cores)
         try:
             with theirs:
                 self.pid = library.start(start, theirs)
@@ -192,6 +217,18 @@ class Mounted:
         took = self._answer(Took, within_s=self._terms.call_s)
         self.memory_bytes = max(self.memory_bytes, took.memory_bytes)
         return took.ms
+
+    def predict(self, inputs: Inputs) -> Outputs:
+        """Raises `EngineFailed` where the engine refuses them, and is none the worse for it."""
+        self._check_memory()
+        with tempfile.TemporaryDirectory(dir=self._library.log.parent) as aside:
+            asked, answered = Path(aside, "asked.npz"), Path(aside, "answered.npz")
+            write_arrays(asked, inputs)
+            with suppress(ConnectionError):
+                self._socket.send(_encode(Ask(inputs=str(asked), outputs=str(answered))))
+            if refusal := self._answer(Answered, within_s=self._terms.call_s).refusal:
+                raise EngineFailed(refusal)
+            return read_arrays(answered)
 
     def close(self) -> int:
         """End the process; how it ended, as `subprocess` gives it, if it had already."""
@@ -338,21 +375,34 @@ def _be_engine(start: Start, package: str, parent: socket.socket) -> NoReturn:
 
 
 def _answer_calls(start: Start, parent: socket.socket) -> None:
-    known: dict[str, Inputs] = {start.inputs: read_arrays(Path(start.inputs))}
+    known: dict[str, Inputs] = {name: read_arrays(Path(name)) for name in [start.inputs] if name}
     before = _memory_bytes(known)
     began = time.perf_counter()
     engine = open_engine(open_bundle(Path(start.bundle)), threads=start.threads)
-    engine.predict(known[start.inputs])
+    for inputs in known.values():
+        engine.predict(inputs)
     parent.send(_encode(Opened(load_s=time.perf_counter() - began)))
     gc.collect()
     gc.disable()  # it would strike whoever happens to be timed
     while message := parent.recv(MAX_MESSAGE):
         told = _decode(message)
+        if isinstance(told, Ask):
+            parent.send(_encode(Answered(refusal=_refusal(engine, told))))
+            continue
         assert isinstance(told, Call), f"the parent said {told!r}: this is a bug"
         if told.inputs not in known:
             known[told.inputs] = read_arrays(Path(told.inputs))
         ms = _timed(engine, known[told.inputs], told.calls)
         parent.send(_encode(Took(ms=ms, memory_bytes=max(0, _memory_bytes(known) - before))))
+
+
+def _refusal(engine: Engine, ask: Ask) -> str:
+    try:
+        outputs = engine.predict(read_arrays(Path(ask.inputs)))
+    except (EngineFailed, WrongInput) as error:
+        return str(error)
+    write_arrays(Path(ask.outputs), outputs)
+    return ""
 
 
 def _timed(engine: Engine, inputs: Inputs, calls: int) -> tuple[float, ...]:

@@ -1,14 +1,16 @@
 """From a built file to a verified candidate: opened as a server would open it, put through the exam, and scored."""
 
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from seatrial.bundle import MAIN, Bundle, Draft, ModelName, write_bundle
 from seatrial.bundle.evidence import Quality
 from seatrial.bundle.store import file_sha256
 from seatrial.engines import fingerprint, obstacle
-from seatrial.errors import SeatrialError
+from seatrial.errors import ConversionFailed, SeatrialError
 from seatrial_export.build import Built
 from seatrial_export.candidate import Candidate, Lost, Verdict
 from seatrial_export.elsewhere import Elsewhere
@@ -19,7 +21,21 @@ from seatrial_export.samples import Predict, count, digest_of
 from seatrial_export.shelf import Shelf
 from seatrial_export.source import Source
 from seatrial_export.verify import Proof, Unanswered, Unfaithful, verify
-from seatrial_serving.engines import Engine, open_engine
+from seatrial_serving.engines import open_engine
+
+Open: TypeAlias = Callable[[Bundle], AbstractContextManager[Predict]]
+"""Opens a bundle to be asked, as a server would. What raises `ConversionFailed` while it is asked has lost its process."""
+
+
+def in_this_process(*, threads: int) -> Open:
+    """For a child that has nothing else to lose."""
+
+    @contextmanager
+    def opened(bundle: Bundle) -> Iterator[Predict]:
+        with closing(open_engine(bundle, threads=threads)) as engine:
+            yield engine.predict
+
+    return opened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +94,12 @@ def examine(
     *,
     store: Path,
     threads: int,
+    opened: Open | None = None,
     shelf: Shelf | None = None,
     elsewhere: Elsewhere | None = None,
 ) -> Verified | Lost:
-    """Write `built` as a provisional bundle into `store`, open it, here or `elsewhere`, verify and score it; what is on the
-    `shelf` is believed.
+    """Write `built` as a provisional bundle into `store`, open it, by default in this process, or `elsewhere`, verify and score
+    it; what is on the `shelf` is believed.
 
     What cannot be run here stays unverified, and nobody can choose it.
     An engine that gives no answer may have lacked memory: it is asked again another time.
@@ -101,7 +118,14 @@ def examine(
         if elsewhere:
             proven = elsewhere.prove(candidate, bundle, questions, program=program)
         else:
-            proven = prove(candidate, bundle, questions.exam, questions.held_out, program=program, threads=threads)
+            proven = prove(
+                candidate,
+                bundle,
+                questions.exam,
+                questions.held_out,
+                program=program,
+                opened=opened or in_this_process(threads=threads),
+            )
         if isinstance(proven, Lost):
             return proven
         found = proven
@@ -120,22 +144,25 @@ def examine(
 
 
 def prove(
-    candidate: Candidate, bundle: Bundle, exam: Exam, held_out: HeldOut | None, *, program: Path | None, threads: int
+    candidate: Candidate, bundle: Bundle, exam: Exam, held_out: HeldOut | None, *, program: Path | None, opened: Open
 ) -> Found | Lost:
-    """Open `bundle` as a server would, verify and score it. `Lost` where another time it may be otherwise."""
-    try:
-        engine = open_engine(bundle, threads=threads)
-    except SeatrialError as error:
-        return Lost(candidate=candidate, verdict=Verdict.NOT_BUILT, reason=f"the engine cannot open it: {error}")
-    try:
-        with closing(engine):
+    """Open `bundle`, verify and score it. `Lost` where another time it may be otherwise."""
+    with ExitStack() as stack:
+        try:
+            predict = stack.enter_context(opened(bundle))
+        except SeatrialError as error:
+            return Lost(candidate=candidate, verdict=Verdict.NOT_BUILT, reason=f"the engine cannot open it: {error}")
+        try:
             converted_from = reference(program, exam.signature) if program else None
-            proof = verify(candidate, engine.predict, exam, program=converted_from)
-            return Found(proved=Proved(proof=proof, quality=_score(engine, proof, exam, held_out)))
-    except Unanswered as why:
-        return Lost(candidate=candidate, verdict=Verdict.UNFAITHFUL, reason=str(why))
-    except Unfaithful as why:
-        return Found(refusal=str(why))
+            proof = verify(candidate, predict, exam, program=converted_from)
+            return Found(proved=Proved(proof=proof, quality=_score(predict, proof, exam, held_out)))
+        except Unanswered as why:
+            return Lost(candidate=candidate, verdict=Verdict.UNFAITHFUL, reason=str(why))
+        except Unfaithful as why:
+            return Found(refusal=str(why))
+        except ConversionFailed as why:
+            reason = f"while it was verified its engine {why.reason}"
+            return Lost(candidate=candidate, verdict=Verdict.UNFAITHFUL, reason=reason, log=why.log)
 
 
 def _key(
@@ -158,10 +185,10 @@ def _own_program(built: Built) -> Path | None:
     return None if built.candidate.quantized else built.program
 
 
-def _score(engine: Engine, proof: Proof, exam: Exam, held_out: HeldOut | None) -> Quality:
+def _score(predict: Predict, proof: Proof, exam: Exam, held_out: HeldOut | None) -> Quality:
     if held_out is None:
         return by_agreement(proof.agreement, rows=count(exam.rows), embeds=exam.embeds)
-    return by_labels(engine.predict, held_out)
+    return by_labels(predict, held_out)
 
 
 def _draft(built: Built, source: Source, elsewhere: Elsewhere | None) -> Draft:

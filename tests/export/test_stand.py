@@ -8,18 +8,19 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from seatrial.bundle import Bundle
-from seatrial.errors import ConversionFailed
+from seatrial.errors import ConversionFailed, EngineFailed
 from seatrial_export import child
 from seatrial_export.child import Limits
 from seatrial_export.samples import write_arrays
 from seatrial_export.stand import FRUGAL, IMPORTED_AHEAD, Mounted, Stand, Terms
 from tests.conditions import until
 from tests.export.models import one_row_only, some_rows
-from tests.serving.models import LinearBundle
+from tests.serving.models import LinearBundle, linear
 from tests.tools import absent
 
 LIMITS = Limits(time_s=60, memory_bytes=2**31, threads=1)
@@ -167,3 +168,29 @@ def test_what_is_imported_ahead_of_a_fork_starts_no_thread(package: str, tmp_pat
     if "ModuleNotFoundError" in done.stderr:
         absent(f"{package} is not installed")
     assert done.stdout.strip() == "1", done.stderr
+
+
+# Asked, not timed
+
+
+def test_an_engine_is_asked_on_any_core_and_refuses_what_it_cannot_take_without_ending(
+    stand: Stand, place: Path
+) -> None:
+    with stand.opened(LinearBundle().write(place / "asked")) as predict:
+        rows = some_rows(7)
+        assert np.array_equal(predict(rows)["y"], linear(rows["x"]))
+        with pytest.raises(EngineFailed, match="ONNX Runtime refused the batch"):
+            predict({"x": rows["x"][:, :2]})
+        assert np.array_equal(predict(rows)["y"], linear(rows["x"]))
+
+
+def test_one_that_crashes_or_hangs_while_it_is_asked_costs_itself(place: Path, bundle: Bundle) -> None:
+    rows, brief = some_rows(1), terms(call_s=0.3)
+    with Stand(place / "asked-and-lost", brief) as stand, stand.opened(bundle) as other:
+        library = stand.prepare("onnxruntime")
+        for number, told in ((signal.SIGSEGV, "crashed with SIGSEGV"), (signal.SIGSTOP, "did not answer within 0.3 s")):
+            with closing(Mounted(library, bundle, brief)) as mounted:
+                os.kill(mounted.pid, number)
+                with pytest.raises(ConversionFailed, match=told):
+                    mounted.predict(rows)
+        assert np.array_equal(other(rows)["y"], linear(rows["x"]))

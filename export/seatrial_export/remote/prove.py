@@ -11,7 +11,7 @@ from seatrial_export.candidate import Candidate, Lost
 from seatrial_export.exam import Exam
 from seatrial_export.quality import HeldOut
 from seatrial_export.remote.wire import unpack
-from seatrial_export.trial import Found, prove
+from seatrial_export.trial import Found, in_this_process, prove
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,9 @@ def step(job: Job) -> Proven:
     asked = unpack(Path(job.questions), Asked)
     bundle = open_bundle(Path(job.bundle))
     program = Path(job.program) if job.program else None
-    found = prove(job.candidate, bundle, asked.exam, asked.held_out, program=program, threads=job.threads)
+    found = prove(
+        job.candidate, bundle, asked.exam, asked.held_out, program=program, opened=in_this_process(threads=job.threads)
+    )
     return Proven(lost=found) if isinstance(found, Lost) else Proven(found=found)
 
 
