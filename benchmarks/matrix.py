@@ -30,7 +30,6 @@ from seatrial_export.candidate import (
     TVM_CPU,
     Candidate,
     Lost,
-    Precision,
 )
 from seatrial_export.child import child_limits
 from seatrial_export.samples import Inputs, repeat
@@ -42,11 +41,7 @@ from seatrial_models.program import to_program
 from seatrial_serving.engines import Engine, open_engine
 from seatrial_training.retrainable import NotRetrainable
 
-ON_CPU = tuple(
-    each
-    for each in CANDIDATES
-    if each.precision is Precision.FP32 and not each.compression and each.target.endswith("-cpu")
-)
+ON_CPU = tuple(each for each in CANDIDATES if not each.lossy and each.target.endswith("-cpu"))
 SHOWN = (*ON_CPU, *(each for each in CANDIDATES if each.target in (ONNX_WEB, COREML)))
 """What runs elsewhere, too: in a browser if there is one, and what can only be built with `unverified` as its reason."""
 MUST = tuple(each for each in ON_CPU if each.target not in (AOTI_CPU, TVM_CPU))

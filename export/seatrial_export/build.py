@@ -23,7 +23,17 @@ from seatrial.machine import Machine, this_machine
 from seatrial.settings import Settings
 from seatrial.tensors import Signature
 from seatrial_export import convert, nncf, package, prune, quantize, sensitivity, study, web
-from seatrial_export.candidate import ONNX_WEB, Calibration, Candidate, Compression, Lost, Precision, Verdict
+from seatrial_export.candidate import (
+    ONNX_WEB,
+    Calibration,
+    Candidate,
+    Compression,
+    Lost,
+    Precision,
+    Pruning,
+    PruningKind,
+    Verdict,
+)
 from seatrial_export.child import AT_ONCE, Bounded, Limits
 from seatrial_export.elsewhere import GONE, Elsewhere
 from seatrial_export.program import TORCH_PROGRAM
@@ -102,14 +112,13 @@ def _effort(candidate: Candidate) -> int:
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 
-PRUNING: Mapping[Compression, tuple[prune.Kind, float]] = {
-    Compression.PRUNED: ("channels", 0.5),
-    Compression.PRUNED_LESS: ("channels", 0.3),
-    Compression.HEADS: ("heads", 0.5),
-    Compression.SPARSE: ("magnitude", 0.8),
-    Compression.SPARSE_2_4: ("2:4", 0.5),
+KINDS: Mapping[PruningKind, prune.Kind] = {
+    PruningKind.CHANNELS: "channels",
+    PruningKind.HEADS: "heads",
+    PruningKind.MAGNITUDE: "magnitude",
+    PruningKind.TWO_OF_FOUR: "2:4",
 }
-"""What is taken out, and how much of it."""
+"""What training calls what is taken out."""
 BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
 WORKING_PART = 0.8
 """The part of its time after which a child that can end with what it has does so. In the rest it writes that down."""
@@ -176,19 +185,18 @@ class Workshop:
         converted = self._run(convert, self._conversion(self.source.program), folder, convert.Converted)
         return _Float(model=folder / convert.MODEL, program=None, operators=converted.operators)
 
-    def _prune(self, candidate: Candidate, pruning: Compression) -> _Float:
+    def _prune(self, candidate: Candidate, pruning: Pruning) -> _Float:
         retrainable = self.source.retrainable
         if isinstance(retrainable, NotRetrainable):
             raise _NotApplicable(f"pruning retrains, and {retrainable.reason}")
         if self.source.dataset is None:
             raise _NotApplicable(f"pruning retrains, and the data set '{retrainable.recipe.data}' is not here")
         self.tell(candidate.name, "pruning and teaching")
-        folder = self.folder / f"prune-{pruning}"
-        kind, sparsity = PRUNING[pruning]
+        folder = self.folder / f"prune-{pruning.name}"
         job = prune.Job(
             model=str(self.source.files),
-            kind=kind,
-            sparsity=sparsity,
+            kind=KINDS[pruning.kind],
+            sparsity=pruning.percent / 100,
             home=str(self.settings.home.absolute()),
             data=str(self.settings.data_folder.absolute()),
             epochs=self.settings.export.fine_tune_part,

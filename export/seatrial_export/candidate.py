@@ -1,6 +1,6 @@
 """The ways to build a model version, and what can become of each. Knows no tool that builds one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -32,16 +32,31 @@ class Compression(StrEnum):
     """Weights of matrix products alone, each block of them with a range of its own."""
     NNCF = "nncf"
     """INT8 weights and activations as OpenVINO's own compression framework places them."""
-    PRUNED = "pruned-50"
-    """Half of the channels taken out; what is left is taught by the source."""
-    PRUNED_LESS = "pruned-30"
-    """About three of ten channels taken out, so that whole registers of eight are left."""
-    HEADS = "heads-50"
-    """Half of the heads of attention taken out, then fine-tuned."""
-    SPARSE = "sparse-80"
-    """Four of five weights made zero, the smallest, while the others are fine-tuned."""
-    SPARSE_2_4 = "sparse-2of4"
-    """Two of every four weights made zero, as sparse tensor cores want it."""
+
+
+class PruningKind(StrEnum):
+    """What is taken out before anything else; what is left is taught by the source."""
+
+    CHANNELS = "pruned"
+    """Whole channels, as many as leave whole registers of eight."""
+    HEADS = "heads"
+    """Heads of attention."""
+    MAGNITUDE = "sparse"
+    """The smallest weights become zero while the others are fine-tuned."""
+    TWO_OF_FOUR = "sparse-2of4"
+    """Two of every four weights become zero, as sparse tensor cores want it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning:
+    """`percent` of what `kind` names goes."""
+
+    kind: PruningKind
+    percent: int = 50
+
+    @property
+    def name(self) -> str:
+        return self.kind if self.kind is PruningKind.TWO_OF_FOUR else f"{self.kind}-{self.percent}"
 
 
 class Calibration(StrEnum):
@@ -53,21 +68,13 @@ class Calibration(StrEnum):
     MSE = "mse"
 
 
-PRUNINGS = (
-    Compression.PRUNED,
-    Compression.PRUNED_LESS,
-    Compression.HEADS,
-    Compression.SPARSE,
-    Compression.SPARSE_2_4,
-)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One way to build a model version, not yet proved. `compression` is in order of application."""
+    """One way to build a model version, not yet proved. `compression` is in order of application, after `pruning`."""
 
     target: str
     precision: Precision
+    pruning: Pruning | None = None
     compression: tuple[Compression, ...] = ()
     calibration: Calibration = Calibration.MIN_MAX
     cut_ppm: int | None = None
@@ -85,12 +92,13 @@ class Candidate:
         usual = self.calibration is Calibration.MIN_MAX
         cut = () if self.cut_ppm is None else (f"{self.cut_ppm}ppm",)
         floats = (f"{self.floats}-float",) if self.floats else ()
-        return (*self.compression, *(() if usual else (self.calibration,)), *cut, *floats)
+        pruned = (self.pruning.name,) if self.pruning else ()
+        return (*pruned, *self.compression, *(() if usual else (self.calibration,)), *cut, *floats)
 
     @property
     def lossy(self) -> bool:
         """Whether its numbers may differ from the source's by more than rounding, so that its quality must be shown."""
-        return bool(self.compression) or self.precision is not Precision.FP32
+        return bool(self.pruning or self.compression) or self.precision is not Precision.FP32
 
     @property
     def quantized(self) -> bool:
@@ -114,18 +122,14 @@ class Candidate:
         return self.target in (AOTI_CPU, TVM_CPU)
 
     @property
-    def pruning(self) -> Compression | None:
-        return next((each for each in self.compression if each in PRUNINGS), None)
-
-    @property
     def sparse(self) -> bool:
         """Whether it has as many weights as the source, of which many are zero."""
-        return self.pruning in (Compression.SPARSE, Compression.SPARSE_2_4)
+        return self.pruning is not None and self.pruning.kind in (PruningKind.MAGNITUDE, PruningKind.TWO_OF_FOUR)
 
     @property
     def dense(self) -> "Candidate":
         """The same without pruning."""
-        return replace(self, compression=tuple(each for each in self.compression if each not in PRUNINGS))
+        return replace(self, pruning=None)
 
     @property
     def effort(self) -> int:
@@ -171,14 +175,16 @@ ENGINES: Mapping[str, EngineSpec] = {
 IN_BF16 = {"INFERENCE_PRECISION_HINT": "bf16"}
 """OpenVINO's option to compute what is float in BF16; ONNX Runtime has no such kernels for x86."""
 
+HALF = Pruning(kind=PruningKind.CHANNELS)
+
 CANDIDATES = (
     Candidate(target=ONNX_CPU, precision=Precision.FP32),
     Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.DYNAMIC,)),
     Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.STATIC,)),
-    Candidate(target=ONNX_CPU, precision=Precision.FP32, compression=(Compression.PRUNED,)),
+    Candidate(target=ONNX_CPU, precision=Precision.FP32, pruning=HALF),
     Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.SMOOTHED, Compression.STATIC)),
     Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.STATIC, Compression.MIXED)),
-    Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.PRUNED, Compression.STATIC)),
+    Candidate(target=ONNX_CPU, precision=Precision.INT8, pruning=HALF, compression=(Compression.STATIC,)),
     Candidate(target=OPENVINO_CPU, precision=Precision.FP32),
     Candidate(target=OPENVINO_CPU, precision=Precision.INT8, compression=(Compression.STATIC,)),
     Candidate(target=PT2_CPU, precision=Precision.FP32),
@@ -206,24 +212,33 @@ ON_REQUEST = (
     Candidate(target=ONNX_CPU, precision=Precision.FP16),
     Candidate(target=OPENVINO_CPU, precision=Precision.INT8, compression=(Compression.NNCF,)),
     Candidate(target=OPENVINO_CPU, precision=Precision.BF16),
-    *(
-        Candidate(target=ONNX_CPU, precision=Precision.FP32, compression=(pruning,))
-        for pruning in PRUNINGS
-        if pruning is not Compression.PRUNED
-    ),
-    Candidate(target=ONNX_CPU, precision=Precision.INT8, compression=(Compression.PRUNED_LESS, Compression.STATIC)),
+    Candidate(target=ONNX_CPU, precision=Precision.FP32, pruning=Pruning(kind=PruningKind.HEADS)),
+    Candidate(target=ONNX_CPU, precision=Precision.FP32, pruning=Pruning(kind=PruningKind.MAGNITUDE, percent=80)),
+    Candidate(target=ONNX_CPU, precision=Precision.FP32, pruning=Pruning(kind=PruningKind.TWO_OF_FOUR)),
+    Candidate(target=OPENVINO_CPU, precision=Precision.FP32, pruning=HALF),
+    Candidate(target=OPENVINO_CPU, precision=Precision.INT8, pruning=HALF, compression=(Compression.STATIC,)),
 )
 """What is built only where somebody names it: it seldom wins, and every candidate costs time."""
+
+PERCENT = range(5, 91)
+"""How much of it may go, where the name of a candidate says so with a number. Those above have the usual one."""
 
 
 def named(names: Sequence[str]) -> tuple[Candidate, ...]:
     """The candidates of these names. Raises `InvalidSettings`, with the one that was likely meant."""
-    known = {candidate.name: candidate for candidate in (*CANDIDATES, *ON_REQUEST)}
+    known = {each.name: each for candidate in (*CANDIDATES, *ON_REQUEST) for each in _of_any_percent(candidate)}
     for name in names:
         if name not in known:
             meant = did_you_mean(name, known, otherwise=f"on request there are {', '.join(c.name for c in ON_REQUEST)}")
             raise InvalidSettings(f"there is no candidate '{name}'{meant}")
     return tuple(known[name] for name in names)
+
+
+def _of_any_percent(candidate: Candidate) -> Iterator[Candidate]:
+    yield candidate
+    if candidate.pruning and candidate.pruning.kind is not PruningKind.TWO_OF_FOUR:
+        for percent in PERCENT:
+            yield replace(candidate, pruning=replace(candidate.pruning, percent=percent))
 
 
 TARGETS = tuple(ENGINES)

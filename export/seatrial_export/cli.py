@@ -34,7 +34,7 @@ from seatrial.errors import InvalidSettings
 )  # fmt: skip
 @click.option(
     "--candidate", "names", multiple=True,
-    help="Build this one too: onnx-cpu-int8-static-mse, onnx-cpu-int4-weights, ... Repeat for several.",
+    help="Build this one too: onnx-cpu-int8-static-mse, onnx-cpu-int8-pruned-25-static, ... Repeat for several.",
 )  # fmt: skip
 @click.option(
     "--search", type=click.IntRange(2), metavar="TRIALS",

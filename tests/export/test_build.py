@@ -152,6 +152,20 @@ def test_what_takes_long_to_build_keeps_nothing_else_waiting() -> None:
         simulated.trained.set()
 
 
+def test_what_is_pruned_alike_is_made_once_for_all_targets() -> None:
+    asked = named([
+        "onnx-cpu-int8-pruned-25-static", "openvino-cpu-int8-pruned-25-static", "openvino-cpu-fp32-pruned-25",
+        "openvino-cpu-fp32-pruned-30",
+    ])  # fmt: skip
+    simulated = SimulatedWorkshop()
+    simulated.trained.set()
+    with building(asked, simulated) as underway:  # type: ignore[arg-type]  # all of it that is asked
+        made = [underway[candidate].result(timeout=10) for candidate in asked]
+    assert [built.model.name for built in made if isinstance(built, Built)] == [
+        *3 * ["onnx-cpu-int8-pruned-25-static"], "openvino-cpu-fp32-pruned-30",
+    ]  # fmt: skip
+
+
 TAKES_ITS_SIZE = """
 import torch
 

@@ -12,7 +12,7 @@ from seatrial.registry import BUNDLE_TAG, EXPORT_RUN_TAG, ModelRef
 from seatrial.registry.bundles import fetch_bundle
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
-from seatrial_export.candidate import Verdict, named
+from seatrial_export.candidate import OPENVINO_CPU, Verdict, named
 from seatrial_export.choose import Budget
 from seatrial_export.export import Request, attempt, export
 from seatrial_export.publish import OF_TAG
@@ -209,6 +209,30 @@ def test_zeros_are_there_and_make_nothing_faster_and_heads_that_are_not_cannot_g
         assert zeros(model) == pytest.approx(part, abs=0.02)
     heads = rows["onnx-cpu-fp32-heads-50"]
     assert (heads.verdict, heads.reason) == (Verdict.NOT_BUILT, "there is no layer whose heads could go")
+
+
+@pytest.mark.slow
+def test_another_part_of_the_channels_goes_where_a_name_says_so_and_is_taught_once_for_both_targets(
+    exported_digits: ExportedDigits, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    settings = Settings(home=exported_digits.copy(tmp_path / "home").home, export={"measure_s": 0.1})
+    names = [
+        "onnx-cpu-fp32-pruned-50", "onnx-cpu-int8-pruned-25-static", "openvino-cpu-int8-pruned-25-static",
+        "openvino-cpu-fp32-pruned-25",
+    ]  # fmt: skip
+    request = Request(ref=REF, targets=("onnx-cpu", OPENVINO_CPU), candidates=named(names))
+    rows = {row.name: row for row in attempt(request, settings).report.rows}
+    half, static, for_openvino, less = (rows[name] for name in names)
+    assert half.size_bytes is not None
+    assert less.size_bytes is not None
+    assert half.size_bytes < less.size_bytes
+    for row in (static, for_openvino, less):
+        assert row.quality is not None
+        assert row.quality.value > 0.9
+    assert static.size_bytes == for_openvino.size_bytes, "the same file, run by each"
+    kept = [path.read_text() for path in settings.conversions.glob("*/job.json")]
+    assert len([job for job in kept if '"sparsity": 0.25' in job]) == 1
 
 
 def zeros(model: Path) -> float:

@@ -179,7 +179,7 @@ def test_when_the_agent_is_killed_only_its_targets_are_lost(settings: Settings, 
         request = Request(
             ref=REF,
             targets=("onnx-cpu", OPENVINO_CPU),
-            candidates=tuple(each for each in CANDIDATES if each.precision == "fp32" and not each.compression),
+            candidates=tuple(each for each in CANDIDATES if not each.lossy),
             on=(On.parse(f"onnx-cpu={agent.url}"),),
         )
         exported = attempt(request, settings, tell=tell)

@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from seatrial_export.candidate import CANDIDATES, Candidate, Compression, Precision
+from seatrial_export.candidate import CANDIDATES, HALF, Candidate, Precision, Pruning, PruningKind
 from seatrial_export.choose import Budget, choose
 from seatrial_export.report import rows
 from tests.export.test_choose import variant
 
 DENSE = CANDIDATES[0]
-SPARSE = replace(DENSE, compression=(Compression.SPARSE,))
+SPARSE = replace(DENSE, pruning=Pruning(kind=PruningKind.MAGNITUDE, percent=80))
 
 
 def reason(*, dense_ms: float, sparse_ms: float, sparse: Candidate = SPARSE) -> str:
@@ -29,5 +29,5 @@ def test_zeros_are_held_against_the_same_without_them() -> None:
 
 
 def test_nothing_is_said_of_what_has_no_zeros() -> None:
-    assert "zeros" not in reason(dense_ms=1, sparse_ms=1, sparse=replace(DENSE, compression=(Compression.PRUNED,)))
+    assert "zeros" not in reason(dense_ms=1, sparse_ms=1, sparse=replace(DENSE, pruning=HALF))
     assert "zeros" not in reason(dense_ms=1, sparse_ms=1, sparse=replace(DENSE, precision=Precision.INT8))
