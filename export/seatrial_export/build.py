@@ -19,7 +19,7 @@ import msgspec
 
 from seatrial import engines
 from seatrial.errors import ConversionFailed
-from seatrial.machine import Machine, this_machine
+from seatrial.machine import Machine, cores, this_machine
 from seatrial.settings import Settings
 from seatrial.tensors import Signature
 from seatrial_export import convert, nncf, package, prune, quantize, sensitivity, study, web
@@ -97,7 +97,10 @@ def building(
                 # Their float models come first in the queue: nothing that waits for one can keep it from being built.
                 onnx = [each for each in alike if not each.of_torch and workshop.obstacle_to_building(each) is None]
                 simplest = {candidate.pruning: candidate for candidate in reversed(onnx)}
-                floats = {pruning: pool.submit(workshop.build_float, each) for pruning, each in simplest.items()}
+                alone = len(simplest) == 1 and None not in simplest
+                floats = {
+                    pruning: pool.submit(workshop.build_float, each, alone=alone) for pruning, each in simplest.items()
+                }
                 underway |= {each: pool.submit(workshop.finish, each, floats.get(each.pruning)) for each in alike}
             yield underway
         except BaseException:
@@ -175,9 +178,12 @@ class Workshop:
             return self._quantize_for_openvino(candidate, base)
         return self._quantize(candidate, base)
 
-    def build_float(self, candidate: Candidate) -> _Float:
-        """The float model of `candidate`'s structure, which is the source's own unless it is pruned."""
-        return self._prune(candidate, candidate.pruning) if candidate.pruning else self._convert(candidate)
+    def build_float(self, candidate: Candidate, *, alone: bool = False) -> _Float:
+        """The float model of `candidate`'s structure, which is the source's own unless it is pruned: on all cores, if it is the
+        last that is built and `alone`."""
+        if candidate.pruning is None:
+            return self._convert(candidate)
+        return self._prune(candidate, candidate.pruning, threads=cores() if alone else self.limits.threads)
 
     def _convert(self, candidate: Candidate) -> _Float:
         self.tell(candidate.name, "converting to ONNX")
@@ -185,7 +191,7 @@ class Workshop:
         converted = self._run(convert, self._conversion(self.source.program), folder, convert.Converted)
         return _Float(model=folder / convert.MODEL, program=None, operators=converted.operators)
 
-    def _prune(self, candidate: Candidate, pruning: Pruning) -> _Float:
+    def _prune(self, candidate: Candidate, pruning: Pruning, *, threads: int) -> _Float:
         retrainable = self.source.retrainable
         if isinstance(retrainable, NotRetrainable):
             raise _NotApplicable(f"pruning retrains, and {retrainable.reason}")
@@ -202,7 +208,8 @@ class Workshop:
             epochs=self.settings.export.fine_tune_part,
             conversion=self._conversion(folder / prune.PROGRAM),
         )
-        pruned = self._run_for(prune, job, folder, prune.Pruned, time_s=self.settings.export.fine_tune_s)
+        limits = replace(self.limits, time_s=self.settings.export.fine_tune_s, threads=threads)
+        pruned = self._run_for(prune, job, folder, prune.Pruned, limits=limits)
         note = (
             f"{candidate.name} was fine-tuned for {pruned.epochs} of {pruned.meant} epochs, because the time was over"
         )
@@ -382,10 +389,10 @@ class Workshop:
         )
 
     def _run_for(
-        self, step: ModuleType, job: Bounded, folder: Path, answer: type[Answer], *, time_s: float | None = None
+        self, step: ModuleType, job: Bounded, folder: Path, answer: type[Answer], *, limits: Limits | None = None
     ) -> Answer:
         """As `_run`, of a child that ends with what it has before it would be killed."""
-        limits = replace(self.limits, time_s=time_s or self.limits.time_s)
+        limits = limits or self.limits
         job = msgspec.structs.replace(job, for_s=WORKING_PART * limits.left_s(time.monotonic()))
         return self._run(step, job, folder, answer, limits=limits)
 

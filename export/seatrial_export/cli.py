@@ -37,6 +37,9 @@ from seatrial.errors import InvalidSettings
     help="Build this one too: onnx-cpu-int8-static-mse, onnx-cpu-int8-pruned-25-static, ... Repeat for several.",
 )  # fmt: skip
 @click.option(
+    "--only", is_flag=True, help="Build what --candidate names and the plain FP32 of each target, and nothing else."
+)
+@click.option(
     "--search", type=click.IntRange(2), metavar="TRIALS",
     help="Try so many finer forms of static INT8 on some rows: how many activations to cut off, and how many layers to leave in "
     "float. The best are built, proved and timed as the others are. 30 is a good number; a trial takes about as long as a run "
@@ -68,6 +71,7 @@ def export(
     lengths: tuple[int, ...],
     minutes: float | None,
     names: tuple[str, ...],
+    only: bool,
     search: int | None,
     samples: Path | None,
     probe: bool,
@@ -86,6 +90,7 @@ def export(
       seatrial export digits-cnn/1 --target onnx-cpu --target openvino-cpu
       seatrial export my-model/3 --samples rows.npz --budget p99_ms=5 --budget size_mb=20
       seatrial export digits-cnn/1 --search 30 --minutes 20
+      seatrial export digits-cnn/1 --only --candidate onnx-cpu-int8-pruned-25-static
       seatrial export my-encoder/1 --batch 1 --batch 8 --length 128 --objective accuracy --budget throughput=40
       seatrial export digits-cnn/1 --target onnx-cuda --on https://gpu.example.com:9500
     """
@@ -100,8 +105,11 @@ def export(
     from seatrial_export.remote.reach import On
     from seatrial_export.summary import Progress, summary
 
+    if only and not names:
+        raise click.UsageError("--only wants the candidates that it is about: --candidate NAME")
     try:
         asked = named(names)
+        usual = [each for each in CANDIDATES if not (only and each.lossy)]
         request = Request(
             ref=ModelRef.parse(model),
             targets=tuple(dict.fromkeys((*(targets or DEFAULT_TARGETS), *(each.target for each in asked)))),
@@ -114,7 +122,7 @@ def export(
             probe=probe,
             search=search or 0,
             on=tuple(map(On.parse, places)),
-            candidates=tuple(dict.fromkeys((*CANDIDATES, *asked))),
+            candidates=tuple(dict.fromkeys((*usual, *asked))),
         )
     except InvalidSettings as error:
         raise click.UsageError(str(error)) from error

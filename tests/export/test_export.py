@@ -209,6 +209,14 @@ def test_a_candidate_that_is_named_is_built_too(seatrial: Callable[..., Typed]) 
     assert (asked["name"], asked["reason"]) == ("onnx-cpu-int4-weights", "the graph has none of MatMul")
 
 
+def test_only_what_is_named_is_built_if_one_says_so(seatrial: Callable[..., Typed]) -> None:
+    typed = seatrial("export", "linear/1", "--only", "--candidate", "onnx-cpu-int8-static", "--json")
+    assert {row["name"] for row in json.loads(typed.out)["rows"]} == {FLOAT.name, "onnx-cpu-int8-static"}
+    typed = seatrial("export", "linear/1", "--only")
+    assert typed.code == 2
+    assert "--only wants the candidates that it is about" in typed.err
+
+
 @pytest.mark.slow
 def test_a_target_given_twice_is_one(seatrial: Callable[..., Typed]) -> None:
     typed = seatrial("export", "linear/1", "--target", TARGET, "--target", TARGET, "--json")
