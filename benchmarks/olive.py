@@ -126,8 +126,7 @@ def _verdict(holds: bool) -> str:
 def _ours(case: Case, examined: Examined) -> Side:
     """An export that remembers nothing of earlier ones."""
     began = time.monotonic()
-    limited = replace(case, options=("--minutes", str(MINUTES)))
-    report = export(limited, SEATRIAL_EXPORT__KEEP_MB="0")
+    report = export(replace(case, options=("--minutes", str(MINUTES)), variables={"SEATRIAL_EXPORT__KEEP_MB": "0"}))
     seconds = time.monotonic() - began
     chosen = next((row for row in report["rows"] if row["verdict"] == "chosen"), None)
     if chosen is None:
