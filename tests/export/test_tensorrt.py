@@ -23,7 +23,7 @@ from seatrial.engines import installed, obstacle
 from seatrial.errors import ConversionFailed
 from seatrial.machine import Machine, this_machine
 from seatrial.settings import Settings
-from seatrial.tensors import DataType, DynamicAxis, Signature, TensorSpec
+from seatrial.tensors import Array, DataType, DynamicAxis, Signature, TensorSpec
 from seatrial_export import child, quantize, tensorrt
 from seatrial_export.build import Built, Workshop, building
 from seatrial_export.candidate import CANDIDATES, ONNX_CPU, TENSORRT, Candidate, Lost, Precision, Verdict, named
@@ -274,7 +274,7 @@ def test_fp8_takes_a_gpu_that_has_it(job: tensorrt.Job, told: Told) -> None:
 def conv_onnx(path: Path) -> Path:
     """A convolution with a bias, a residual sum, and a product: 8 channels of 6 x 6 become 3 answers."""
     rng = np.random.default_rng(3)
-    constants = {
+    constants: dict[str, Array] = {
         "K": rng.normal(size=(8, 8, 3, 3)).astype(np.float32) / 9,
         "k": rng.normal(size=8).astype(np.float32),
         "W": rng.normal(size=(8, 3)).astype(np.float32),
@@ -517,6 +517,7 @@ def test_a_plan_for_other_hardware_is_neither_built_nor_opened(job: tensorrt.Job
 @pytest.mark.gpu
 def test_what_the_parser_does_not_know_is_told(tmp_path: Path) -> None:
     source = linear_source(tmp_path, rows=some_rows())
+    numbers = {"square": [-1, 2, 2], "last": [1], "shape": [1, 3]}
     save(
         source.program,
         [
@@ -527,7 +528,7 @@ def test_what_the_parser_does_not_know_is_told(tmp_path: Path) -> None:
         ],
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
-        constants={"square": np.array([-1, 2, 2]), "last": np.array([1]), "shape": np.array([1, 3])},
+        constants={name: np.asarray(value) for name, value in numbers.items()},
     )
     [lost] = on_gpu(source, tmp_path, [FP32]).values()
     assert isinstance(lost, Lost)
