@@ -10,7 +10,7 @@ MINUTES ?= 10
 COMPONENTS := core models monitoring training serving export promotion
 
 .DEFAULT_GOAL := help
-.PHONY: help install format lint type test test-slow demo serve bench soak conformance docs lock clean
+.PHONY: help install format lint type test test-slow test-gpu demo serve bench soak conformance docs lock clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test: lint type ## lint, types, contracts and the tests, in under ten minutes on
 
 test-slow: install ## the tests that take minutes
 	$(BIN)/pytest -m slow $(TESTS)
+
+test-gpu: install ## the tests that take an NVIDIA GPU, each of which says what is missing where there is none
+	$(BIN)/pytest -m gpu $(TESTS)
 
 demo: install ## the whole life of a model on real data, in a temporary home
 	$(BIN)/seatrial demo

@@ -116,7 +116,7 @@ def installed(engine: str) -> str:
     if found := program(engine):
         return found
     package = ENGINES[engine].package
-    for name in (package, f"{package}-gpu", f"apache-{package}"):
+    for name in (package, f"{package}-gpu", f"{package}-cu13", f"{package}-cu12", f"apache-{package}"):
         try:
             return version(name)
         except PackageNotFoundError:

@@ -256,10 +256,17 @@ class Registry(_Group):
     that an SQLite database in the home directory."""
     target: str = "onnx-cpu"
     """Which target's bundle of a model version to serve and to promote."""
+    fallbacks: tuple[str, ...] = ()
+    """Targets whose bundle is served where that of `target` cannot run here or does not exist, the first that can."""
     poll_s: float = Field(default=1.0, gt=0)
     """How often a server asks where its aliases point."""
     timeout_s: float = Field(default=10.0, gt=0)
     """How long one question to a tracking server may take."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """In the order in which they are wanted."""
+        return (self.target, *self.fallbacks)
 
 
 class Agent(_Group):

@@ -22,9 +22,10 @@ from seatrial.errors import ConversionFailed
 from seatrial.machine import Machine, cores, this_machine
 from seatrial.settings import Settings
 from seatrial.tensors import Signature
-from seatrial_export import convert, nncf, package, prune, quantize, sensitivity, study, web
+from seatrial_export import convert, nncf, package, prune, quantize, sensitivity, study, tensorrt, web
 from seatrial_export.candidate import (
     ONNX_WEB,
+    TENSORRT,
     Calibration,
     Candidate,
     Compression,
@@ -35,12 +36,14 @@ from seatrial_export.candidate import (
     Verdict,
 )
 from seatrial_export.child import AT_ONCE, Bounded, Limits
+from seatrial_export.contest import Sizes
 from seatrial_export.elsewhere import GONE, Elsewhere
 from seatrial_export.program import TORCH_PROGRAM
 from seatrial_export.samples import calls, count, joined, write_arrays
 from seatrial_export.sensitivity import Layer
 from seatrial_export.shelf import Shelf
 from seatrial_export.source import Source
+from seatrial_export.workplace import undisturbed
 from seatrial_models.program import dynamic_axes
 from seatrial_training.retrainable import NotRetrainable
 
@@ -91,15 +94,17 @@ def building(
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         underway: dict[Candidate, Future[Built | Lost]] = {}
+        floats: dict[Pruning | None, Future[_Float]] = {}
         try:
             for _, some in groupby(sorted(candidates, key=_effort), key=_effort):
                 alike = list(some)
                 # Their float models come first in the queue: nothing that waits for one can keep it from being built.
                 onnx = [each for each in alike if not each.of_torch and workshop.obstacle_to_building(each) is None]
                 simplest = {candidate.pruning: candidate for candidate in reversed(onnx)}
-                alone = len(simplest) == 1 and None not in simplest
-                floats = {
-                    pruning: pool.submit(workshop.build_float, each, alone=alone) for pruning, each in simplest.items()
+                new = {pruning: each for pruning, each in simplest.items() if pruning not in floats}
+                alone = len(new) == 1 and None not in new
+                floats |= {
+                    pruning: pool.submit(workshop.build_float, each, alone=alone) for pruning, each in new.items()
                 }
                 underway |= {each: pool.submit(workshop.finish, each, floats.get(each.pruning)) for each in alike}
             yield underway
@@ -131,7 +136,8 @@ WORKING_PART = 0.8
 class Workshop:
     """Where one model version is built. Each child keeps its files and its log below `folder`.
 
-    Candidates of the targets in `elsewhere` are built for the machine there, and those that are bound to one, on it.
+    Candidates of the targets in `elsewhere` are built for the machine there, and those that are bound to one, on it. `sizes` are
+    those that will be timed.
     """
 
     source: Source
@@ -140,6 +146,7 @@ class Workshop:
     limits: Limits
     tell: Tell
     elsewhere: Mapping[str, Elsewhere] = field(default_factory=dict)
+    sizes: Sizes = field(default_factory=Sizes)
     given_up: threading.Event = field(default_factory=threading.Event)
 
     def finish(self, candidate: Candidate, base: "Future[_Float] | None") -> Built | Lost:
@@ -149,7 +156,8 @@ class Workshop:
             if candidate.of_torch:
                 return self._package(candidate)
             assert base is not None, "a candidate that starts from ONNX, and nothing to start from: this is a bug"
-            return self._finish(candidate, base.result())
+            made = self._finish(candidate, base.result())
+            return self._plan(made) if candidate.target == TENSORRT else made
         except _NotApplicable as why:
             return Lost(candidate=candidate, verdict=Verdict.NOT_APPLICABLE, reason=str(why))
         except ConversionFailed as error:
@@ -245,6 +253,35 @@ class Workshop:
         beside = {path.relative_to(folder).as_posix(): path for path in of_it if path != folder / model}
         return Built(candidate=candidate, model=folder / model, name=model, beside=beside)
 
+    def _plan(self, made: Built) -> Built:
+        """A plan of what was made for TensorRT, by TensorRT's own builder, where it is to run."""
+        candidate, there = made.candidate, self.elsewhere.get(made.candidate.target)
+        self.tell(candidate.name, f"building with TensorRT{f' on {there.name}' if there else ''}")
+        engine = candidate.engine.name
+        hardware = there.hardware(engine) if there else engines.fingerprint(engine)
+        folder = self.folder / f"plan-{candidate.name}"
+        job = tensorrt.Job(
+            model=str(made.model),
+            precision=candidate.precision,
+            signature=self.source.signature,
+            usual=self.sizes.usual(self.source.signature),
+            hardware=hardware,
+            memory_bytes=there.memory_bytes if there else self.limits.memory_bytes,
+            timings=str(self._shelf.kernel_timings(hardware)),
+        )
+        if there:
+            planned = there.plan(job, folder=folder, limits=self.limits)
+        else:
+            with undisturbed(self.settings.home):  # the builder takes the kernels that it times best
+                planned = self._run(tensorrt, job, folder, tensorrt.Planned)
+        layers = ", ".join(f"{number} in {precision}" for precision, number in planned.layers.items())
+        return replace(
+            made,
+            model=folder / tensorrt.PLAN,
+            recorded=(*made.recorded, *(["fp16-between"] if candidate.quantized else [])),
+            note="; ".join(filter(None, (made.note, f"TensorRT's layers of {candidate.name}: {layers}"))),
+        )
+
     def _quantize(self, candidate: Candidate, base: _Float) -> Built:
         mode, smoothed = _mode(candidate), Compression.SMOOTHED in candidate.compression
         able = quantize.PRODUCTS_OF_SEQUENCES if smoothed else quantize.ABLE[mode]
@@ -260,6 +297,7 @@ class Workshop:
             smallest=_smallest(self.source.signature),
             method=candidate.calibration,
             smoothed=smoothed,
+            steps=_steps(candidate),
         )
         if mode == "static":
             calibration, rows = self._calibration(folder)
@@ -411,8 +449,16 @@ def _mode(candidate: Candidate) -> quantize.Mode:
     return "weights" if Compression.WEIGHTS in candidate.compression else "dynamic"
 
 
+def _steps(candidate: Candidate) -> quantize.Steps:
+    if candidate.target != TENSORRT:
+        return "u8"
+    return "e4m3" if candidate.precision is Precision.FP8 else "s8"
+
+
 def _weight_bits(candidate: Candidate, machine: Machine) -> Literal[4, 7, 8]:
-    """Blocks of weights are multiplied with signed numbers, by kernels whose sums do not saturate."""
+    """Blocks of weights are multiplied with signed numbers, by kernels whose sums do not saturate; a GPU's never do."""
+    if candidate.target == TENSORRT:
+        return 8
     if candidate.precision is Precision.INT4:
         return 4
     return 8 if Compression.WEIGHTS in candidate.compression else quantize.weight_bits(machine)

@@ -15,6 +15,8 @@ class Precision(StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+    FP8 = "fp8"
+    """E4M3; weights and activations, with scales as static INT8 has them."""
     INT8 = "int8"
     INT4 = "int4"
 
@@ -23,7 +25,7 @@ class Compression(StrEnum):
     DYNAMIC = "dynamic"
     """INT8 weights, activations quantized anew for each call."""
     STATIC = "static"
-    """INT8 weights and activations, ranges calibrated on training data."""
+    """INT8 or FP8 weights and activations, ranges calibrated on training data."""
     SMOOTHED = "smoothed"
     """What is hard to quantize moved from activations into weights."""
     MIXED = "mixed"
@@ -102,7 +104,7 @@ class Candidate:
 
     @property
     def quantized(self) -> bool:
-        return self.precision in (Precision.INT8, Precision.INT4)
+        return self.precision in (Precision.FP8, Precision.INT8, Precision.INT4)
 
     @property
     def engine(self) -> EngineSpec:
@@ -119,7 +121,7 @@ class Candidate:
     @property
     def bound(self) -> bool:
         """Whether it holds machine code, for machines like the one that builds it."""
-        return self.target in (AOTI_CPU, TVM_CPU)
+        return self.target in (AOTI_CPU, TVM_CPU, TENSORRT)
 
     @property
     def sparse(self) -> bool:
@@ -153,6 +155,7 @@ class Candidate:
 
 
 ONNX_CPU, ONNX_CUDA, ONNX_TENSORRT = "onnx-cpu", "onnx-cuda", "onnx-tensorrt"
+TENSORRT = "tensorrt"
 ONNX_WEB, COREML = "onnx-web", "coreml"
 TVM_CPU = "tvm-cpu"
 OPENVINO_CPU, PT2_CPU, AOTI_CPU = "openvino-cpu", "pt2-cpu", "aoti-cpu"
@@ -167,6 +170,7 @@ ENGINES: Mapping[str, EngineSpec] = {
     EXECUTORCH_CPU: EngineSpec(name="executorch"),
     ONNX_CUDA: EngineSpec(name="onnxruntime", options={PROVIDER: "cuda"}),
     ONNX_TENSORRT: EngineSpec(name="onnxruntime", options={PROVIDER: "tensorrt"}),
+    TENSORRT: EngineSpec(name="tensorrt"),
     ONNX_WEB: EngineSpec(name="onnxruntime-web"),
     COREML: EngineSpec(name="coreml"),
     TVM_CPU: EngineSpec(name="tvm"),
@@ -195,6 +199,8 @@ CANDIDATES = (
     Candidate(target=ONNX_TENSORRT, precision=Precision.FP32),
     Candidate(target=ONNX_CUDA, precision=Precision.FP16),
     Candidate(target=ONNX_TENSORRT, precision=Precision.FP16),
+    Candidate(target=TENSORRT, precision=Precision.FP32),
+    Candidate(target=TENSORRT, precision=Precision.FP16),
     Candidate(target=ONNX_WEB, precision=Precision.FP32),
     Candidate(target=COREML, precision=Precision.FP32),
     Candidate(target=TVM_CPU, precision=Precision.FP32),
@@ -217,6 +223,8 @@ ON_REQUEST = (
     Candidate(target=ONNX_CPU, precision=Precision.FP32, pruning=Pruning(kind=PruningKind.TWO_OF_FOUR)),
     Candidate(target=OPENVINO_CPU, precision=Precision.FP32, pruning=HALF),
     Candidate(target=OPENVINO_CPU, precision=Precision.INT8, pruning=HALF, compression=(Compression.STATIC,)),
+    Candidate(target=TENSORRT, precision=Precision.INT8, compression=(Compression.STATIC,)),
+    Candidate(target=TENSORRT, precision=Precision.FP8, compression=(Compression.STATIC,)),
 )
 """What is built only where somebody names it: it seldom wins, and every candidate costs time."""
 

@@ -24,7 +24,15 @@ from seatrial.tensors import DynamicAxis, Signature
 from seatrial_export.candidate import Candidate, Lost, Verdict
 from seatrial_export.choose import Variant, noise
 from seatrial_export.exam import resized
-from seatrial_export.measure import FEWEST_ROUNDS, MAX_ROUNDS, MIN_ROUNDS, Clock, Rounds, throughput_batch
+from seatrial_export.measure import (
+    FEWEST_ROUNDS,
+    MAX_ROUNDS,
+    MIN_ROUNDS,
+    THROUGHPUT_BATCH,
+    Clock,
+    Rounds,
+    throughput_batch,
+)
 from seatrial_export.samples import Inputs, calls, fixed_size, repeat, write_arrays
 from seatrial_export.stand import Mounted, Stand
 from seatrial_export.verify import Proof
@@ -70,6 +78,15 @@ class Sizes:
         lengths: list[int | None] = [*sorted({*self.lengths})] or [None]
         batches = sorted({*self.batches} or {1, full})
         return [Size(batch=batch, length=length) for batch in batches for length in lengths]
+
+    def usual(self, signature: Signature) -> dict[str, int]:
+        """Of each dynamic axis the size at which cost counts, before anything was timed; of one without, its largest."""
+        found = {axis.name: axis.max for axis in signature.dynamic_axes}
+        if signature.batch:
+            found[signature.batch.name] = max(self.batches, default=min(signature.batch.max, THROUGHPUT_BATCH))
+        if self.lengths and (length := length_axis(signature)):
+            found[length.name] = max(self.lengths)
+        return found
 
 
 def _check(what: str, size: int, axis: DynamicAxis) -> None:

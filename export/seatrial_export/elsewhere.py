@@ -15,7 +15,7 @@ from seatrial_export.contest import Outcome, Pace, Sizes
 from seatrial_export.samples import Inputs, Outputs
 
 if TYPE_CHECKING:
-    from seatrial_export import package
+    from seatrial_export import package, tensorrt
     from seatrial_export.trial import Found, Questions, Verified
     from seatrial_training.evaluation import Score
 
@@ -36,6 +36,10 @@ class Elsewhere(Protocol):
         """Of an engine."""
 
     @property
+    def memory_bytes(self) -> int:
+        """What a child may take."""
+
+    @property
     def machine(self) -> Machine: ...
 
     @property
@@ -53,6 +57,9 @@ class Elsewhere(Protocol):
 
     def package(self, job: "package.Job", *, folder: Path, limits: Limits) -> Path:
         """Have its program compiled there; the file, fetched into `folder`. Raises `ConversionFailed`."""
+
+    def plan(self, job: "tensorrt.Job", *, folder: Path, limits: Limits) -> "tensorrt.Planned":
+        """Have its ONNX file built there; the plan is fetched into `folder`. Raises `ConversionFailed`."""
 
     def prove(
         self, candidate: Candidate, bundle: Bundle, questions: "Questions", *, program: Path | None

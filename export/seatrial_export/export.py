@@ -232,7 +232,7 @@ class Work:
             source = self._read()
         workshop = Workshop(
             source=source, folder=self.place, settings=self.settings, limits=self._build_limits, tell=self.tell,
-            elsewhere=self.elsewhere,
+            elsewhere=self.elsewhere, sizes=self.request.sizes,
         )  # fmt: skip
         tried: list[Tried] = []
         searched: list[Searched] = []

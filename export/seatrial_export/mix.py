@@ -116,8 +116,8 @@ def nearest(some: Sequence[tuple[Built, Verified | Lost]]) -> Built:
 
 
 def could_be_mixed(candidate: Candidate, *, target: str) -> bool:
-    """What a pruned model loses, it mostly lost with its channels."""
-    return candidate.target == target and candidate.static and not candidate.pruning
+    """What a pruned model loses, it mostly lost with its channels; of what is machine code nobody asks the layers."""
+    return candidate.target == target and candidate.static and not candidate.pruning and not candidate.bound
 
 
 def find_fewest(most: int, attempt: Callable[[int], Result | None]) -> Result | None:

@@ -1,6 +1,7 @@
 """The child that quantizes an ONNX file: `python -P -m seatrial_export.quantize job.json`.
 
-Static: activations U8 and weights S8 per channel, written as QDQ: see `static.py`. Dynamic: weights of matrix products
+Static: activations U8 and weights S8 per channel, written as QDQ: see `static.py`; for TensorRT both symmetric, in S8 or
+FP8, and the rest in FP16. Dynamic: weights of matrix products
 only, per channel; dynamic convolutions are slower than float ones. Weights: those of matrix products, each block of 32
 inputs with a range of its own; what they are multiplied with is rounded to INT8 in such blocks too, row by row. Half:
 everything between inputs and outputs in FP16.
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from seatrial_export.static import Calibrated
 
 Mode: TypeAlias = Literal["static", "dynamic", "weights", "half"]
+Steps: TypeAlias = Literal["u8", "s8", "e4m3"]
+"""What an activation becomes. The last two are for TensorRT, which wants zero to be zero and weights as they were."""
 
 MODEL, PREPARED = "model.onnx", "prepared.onnx"
 CALIBRATION = "calibration.npz"
@@ -52,7 +55,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """`calibration` is an .npz with one array for each input; `rows` is how many of them one call takes.
 
     `smallest` is the size of each dynamic axis to try the result with. `floats` are the layers, by the names of their
-    nodes, that stay in float; `cut_ppm` is for the method `percentile`.
+    nodes, that stay in float; `cut_ppm` is for the method `percentile`, and `steps` for the mode `static`.
     """
 
     model: str
@@ -65,6 +68,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     cut_ppm: int | None = None
     smoothed: bool = False
     floats: tuple[str, ...] = ()
+    steps: Steps = "u8"
 
 
 class Quantized(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +85,8 @@ def weight_bits(machine: Machine) -> Literal[7, 8]:
 
 
 def quantize(job: Job) -> Quantized:
+    import onnx
+
     from seatrial_export.onnx_file import save
 
     smoothed = 0
@@ -89,10 +95,11 @@ def quantize(job: Job) -> Quantized:
     elif job.mode == "weights":
         model = _weights(job)
     elif job.mode == "half":
-        model = _half(job)
+        model = _in_half(onnx.load(job.model))
     else:
         exact, smoothed = calibrate(job)
-        model = exact.quantized([node.name for node in exact.layers if node.name not in job.floats])
+        chosen = [node.name for node in exact.layers if node.name not in job.floats]
+        model = exact.quantized(chosen) if job.steps == "u8" else _for_tensorrt(exact, chosen, job.steps)
     save(model, Path(MODEL), smallest=job.smallest)
     return Quantized(smoothed=smoothed)
 
@@ -168,12 +175,21 @@ def _weights(job: Job) -> "ModelProto":
     return model
 
 
-def _half(job: Job) -> "ModelProto":
-    import onnx
+def _for_tensorrt(exact: "Calibrated", chosen: list[str], steps: Steps) -> "ModelProto":
+    """Whatever is not quantized is in FP16: in a network that keeps its types INT8 among FP32 is slower than FP16 alone."""
+    from seatrial_export.static import in_fp8
+
+    model = exact.symmetric(chosen)
+    if steps == "e4m3":
+        in_fp8(model)
+    return _in_half(model)
+
+
+def _in_half(model: "ModelProto") -> "ModelProto":
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    model: ModelProto = convert_float_to_float16(onnx.load(job.model), keep_io_types=True)
-    return model
+    found: ModelProto = convert_float_to_float16(model, keep_io_types=True)
+    return found
 
 
 def read_calls(path: Path, *, rows: int) -> list[dict[str, Array]]:

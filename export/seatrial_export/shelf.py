@@ -1,8 +1,8 @@
 """What earlier exports made and proved, kept below the home for the next one that would do the same.
 
 A child's folder, or a proof, is kept under the digest of all that decides what is in it: its job with the content of every file
-that it names, our own code, the versions of the tools, the machine. No timing is ever kept. What has not been wanted for
-longest goes when there is no room.
+that it names, our own code, the versions of the tools, the machine. No timing of a variant is ever kept. What has not been
+wanted for longest goes when there is no room.
 """
 
 import functools
@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import msgspec
 
+from seatrial.bundle.manifest import Hardware
 from seatrial.bundle.store import file_sha256
 from seatrial.errors import ConversionFailed, DiskFull
 from seatrial.files import directory_aside, kept_in, put_in_place, remove_tree, tree_bytes
@@ -33,7 +34,7 @@ from seatrial_training.data import Dataset
 
 OUR_CODE = ("seatrial", "seatrial_models", "seatrial_training", "seatrial_serving.engines", "seatrial_export")
 
-REMEMBERED, NOTES = "value.json", "notes.jsonl"
+REMEMBERED, NOTES, KERNEL_TIMINGS = "value.json", "notes.jsonl", "timings.cache"
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 Remembered = TypeVar("Remembered")
@@ -90,6 +91,16 @@ class Shelf:
         place.mkdir(parents=True, exist_ok=True)
         os.utime(place)
         return place / NOTES
+
+    def kernel_timings(self, hardware: Hardware) -> Path:
+        """A file, empty at first, for how long the kernels of a library took on a GPU: no code of ours decides about that."""
+        decides = json.dumps(["kernel timings", msgspec.to_builtins(hardware)], sort_keys=True)
+        place = self.place / hashlib.sha256(decides.encode()).hexdigest()
+        place.mkdir(parents=True, exist_ok=True)
+        os.utime(place)
+        path = place / KERNEL_TIMINGS
+        path.touch()
+        return path
 
     def key(self, what: str, **decides: object) -> str:
         """The digest of `decides` and of all that decides besides."""

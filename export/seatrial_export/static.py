@@ -5,11 +5,12 @@ becomes INT8 too. In one of matrix products only their inputs do: what a Transfo
 what it puts through softmax and normalisation, is float, since its largest numbers are hundreds of times the others.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
@@ -20,6 +21,8 @@ from seatrial_export.quantize import MATRIX_PRODUCTS, QUANTIZABLE
 
 EVERYTHING = frozenset(QLinearOpsRegistry) | frozenset(QDQRegistry)
 """The operators that the quantizer knows how to surround."""
+BOUNDS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+S8_MOST, E4M3_MOST = 127, 448
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,17 +49,45 @@ class Calibrated:
         else:
             rest = _left_in_float(graph, chosen)
             operators, without_output = EVERYTHING, frozenset()
+        options = {"OpTypesToExcludeOutputQuantization": sorted(without_output)}
+        return self._surrounded(model, given, operators, rest, activations=QuantType.QUInt8, options=options)
+
+    def symmetric(self, chosen: Collection[str]) -> ModelProto:
+        """As TensorRT takes it: what the layers of these names read is S8 around zero, weights too, and nothing else is."""
+        model = copied(self.model)
+        graph = Graph(model)
+        given = dict(self.ranges)
+        given |= _keep_to_themselves(graph, chosen, given)
+        rest = [node.name for node in graph.nodes if node.name not in chosen]
+        options = {
+            "OpTypesToExcludeOutputQuantization": sorted(QUANTIZABLE),
+            "ActivationSymmetric": True,
+            "AddQDQPairToWeight": True,
+            "QuantizeBias": False,
+        }
+        return self._surrounded(model, given, QUANTIZABLE, rest, activations=QuantType.QInt8, options=options)
+
+    def _surrounded(
+        self,
+        model: ModelProto,
+        given: Mapping[str, Range],
+        operators: Collection[str],
+        rest: list[str],
+        *,
+        activations: QuantType,
+        options: Mapping[str, object],
+    ) -> ModelProto:
         quantizer = QDQQuantizer(
             model,
             per_channel=True,
             reduce_range=self.weight_bits == 7,
             weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QUInt8,
+            activation_qType=activations,
             tensors_range=_told(given),
             nodes_to_quantize=[],
             nodes_to_exclude=rest,
             op_types_to_quantize=sorted(operators),
-            extra_options={"OpTypesToExcludeOutputQuantization": sorted(without_output)},
+            extra_options=dict(options),
         )
         quantizer.quantize_model()
         made: ModelProto = quantizer.model.model
@@ -71,6 +102,19 @@ def calibrated(
     tensors = {name for node in nodes for name in (*node.input, *node.output) if graph.is_float(name)}
     found = ranges(model, sorted(tensors), calls, method, cut_ppm=cut_ppm)
     return Calibrated(model=model, ranges=found, weight_bits=weight_bits)
+
+
+def in_fp8(model: ModelProto) -> None:
+    """Make what is symmetric S8 in `model` E4M3, in place: the type is that of the zero points, and 448 is what 127 was."""
+    zeros = {node.input[2]: node.input[1] for node in model.graph.node if node.op_type in BOUNDS}
+    constants = {each.name: each for each in model.graph.initializer}
+    for scale in {*zeros.values()}:
+        values = numpy_helper.to_array(constants[scale])
+        constants[scale].CopyFrom(numpy_helper.from_array(values * np.float32(S8_MOST / E4M3_MOST), scale))
+    for zero in zeros:
+        dims = constants[zero].dims
+        made = helper.make_tensor(zero, TensorProto.FLOAT8E4M3FN, dims, bytes(math.prod(dims)), raw=True)
+        constants[zero].CopyFrom(made)
 
 
 def layers(graph: Graph) -> tuple[NodeProto, ...]:

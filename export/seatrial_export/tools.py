@@ -3,10 +3,14 @@
 from importlib.metadata import version as installed
 from importlib.util import find_spec
 
+from seatrial import engines
+from seatrial_export.candidate import TENSORRT
+
 TOOLS = ("onnx", "onnxruntime", "onnxscript", "torch", "torch-pruning")
 OPTIONAL_TOOLS = ("coremltools", "executorch", "nncf", "openvino", "optuna", "tvm")
 DISTRIBUTIONS = {"tvm": "apache-tvm"}
 
 
 def tools() -> dict[str, str]:
-    return {name: installed(DISTRIBUTIONS.get(name, name)) for name in (*TOOLS, *filter(find_spec, OPTIONAL_TOOLS))}
+    found = {name: installed(DISTRIBUTIONS.get(name, name)) for name in (*TOOLS, *filter(find_spec, OPTIONAL_TOOLS))}
+    return found | ({TENSORRT: engines.installed(TENSORRT)} if find_spec(TENSORRT) else {})

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 @click.option("--metrics-port", type=int, help="Prometheus; 0 takes a free port.  [default: 8002]")
 @click.option("--management-port", type=int, help="Loading and unloading; 0 takes a free port.  [default: REST's]")
 @click.option("--target", help="Which target's bundle of a model version to serve.  [default: onnx-cpu]")
+@click.option(
+    "--fallback", "fallbacks", multiple=True, metavar="TARGET",
+    help="Serve this target's bundle where that of --target cannot run here. Repeat for several, in order.",
+)  # fmt: skip
 @click.option("--engines", type=int, help="Engine processes for each model.  [default: 2, or 1 where memory is short]")
 @click.option(
     "--tuned/--no-tuned", default=None, help="As `seatrial tune` advises, if it did on such a machine.  [default: no]"
@@ -41,6 +45,7 @@ def serve(
     metrics_port: int | None,
     management_port: int | None,
     target: str | None,
+    fallbacks: tuple[str, ...],
     engines: int | None,
     tuned: bool | None,
     gateways: int | None,
@@ -65,7 +70,7 @@ def serve(
     from seatrial_serving.run import run
 
     settings = load_settings(
-        registry={"target": target},
+        registry={"target": target, "fallbacks": fallbacks or None},
         serving={
             "host": host,
             "http_port": http_port,

@@ -10,7 +10,7 @@ from seatrial.bundle import MAIN, MANIFEST, Bundle, Driver, open_bundle
 from seatrial.errors import BadRequest, InvalidSource
 from seatrial.protocol import Tensor, decode_request
 from seatrial.registry import ModelRef, open_registry
-from seatrial.registry.bundles import fetch_bundle
+from seatrial.registry.bundles import fetch_fitting
 from seatrial.settings import Serving, Settings
 from seatrial_serving.ensemble import Find, Plan, read_ensemble
 from seatrial_serving.generation import Identity
@@ -76,7 +76,7 @@ def fetch(source: OnDisk | ModelRef | TritonRepository, settings: Settings) -> B
         return open_bundle(source.path)
     with closing(open_registry(settings)) as registry:
         version = registry.resolve(source)
-        return fetch_bundle(registry, version, target=settings.registry.target, store=settings.bundles)
+        return fetch_fitting(registry, version, targets=settings.registry.targets, store=settings.bundles)
 
 
 def _example(bundle: Bundle) -> tuple[Tensor, ...]:

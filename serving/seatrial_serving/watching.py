@@ -1,6 +1,7 @@
 """The server's end of the registry watcher: starts the child, reads its lines, starts it again if it dies."""
 
 import asyncio
+import json
 import logging
 import os
 import sys
@@ -52,6 +53,7 @@ def _as_environment(settings: Settings) -> dict[str, str]:
         "SEATRIAL_HOME": str(settings.home),
         "SEATRIAL_REGISTRY__TRACKING_URI": settings.tracking_uri,
         "SEATRIAL_REGISTRY__TARGET": settings.registry.target,
+        "SEATRIAL_REGISTRY__FALLBACKS": json.dumps(settings.registry.fallbacks),
         "SEATRIAL_REGISTRY__POLL_S": str(settings.registry.poll_s),
         "SEATRIAL_REGISTRY__TIMEOUT_S": str(settings.registry.timeout_s),
     }

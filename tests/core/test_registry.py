@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from seatrial.bundle import Bundle, Draft, write_bundle
+from seatrial.bundle import Bundle, Draft, EngineSpec, Hardware, write_bundle
 from seatrial.errors import BundleCorrupt, InvalidSource, NotInRegistry, RegistryUnreachable
-from seatrial.registry import BUNDLE_TAG, ModelRef, Registry, open_registry
-from seatrial.registry.bundles import fetch_bundle
+from seatrial.registry import BUNDLE_TAG, EXPORT_RUN_TAG, ModelRef, Registry, open_registry
+from seatrial.registry.bundles import fetch_bundle, fetch_fitting
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.registry.events import Answered, Resolved, Unresolved, decode
 from seatrial.registry.watch import Watcher
@@ -148,6 +148,38 @@ def test_a_version_without_a_bundle_says_how_to_build_one(
         fetch_bundle(reader, version, target="openvino", store=tmp_path)
 
 
+def also_for_a_gpu(writer: EmbeddedRegistry, draft: Draft, folder: Path, *, number: str) -> Bundle:
+    """The version gets a bundle for `tensorrt` too, whose plan is for a GPU that nobody has any more."""
+    bound = replace(
+        draft,
+        engine=EngineSpec(name="tensorrt"),
+        hardware=Hardware(device="NVIDIA-Riva-128/sm_01", library="tensorrt 1"),
+    )
+    plan = write_bundle(bound, folder)
+    run = writer.client.get_model_version("tiny", number).tags[EXPORT_RUN_TAG]
+    writer.client.log_artifacts(run, str(plan.path), f"bundles/{plan.path.name}")
+    writer.client.set_model_version_tag("tiny", number, f"{BUNDLE_TAG}tensorrt", plan.digest)
+    return plan
+
+
+def test_where_a_plan_is_for_another_gpu_the_fallback_is_served(
+    settings: Settings, bundle: Bundle, draft: Draft, tmp_path: Path
+) -> None:
+    writer = EmbeddedRegistry(settings)
+    plan = also_for_a_gpu(writer, draft, tmp_path / "plans", number=publish(writer, bundle))
+    version = writer.resolve(ModelRef.parse("tiny@champion"))
+
+    def fitting(*targets: str) -> str:
+        return fetch_fitting(writer, version, targets=targets, store=tmp_path / "store").digest
+
+    assert fitting("tensorrt") == plan.digest, "who opens it says why it cannot run"
+    assert fitting("tensorrt", "onnx-cpu") == bundle.digest
+    assert fitting("onnx-cpu", "tensorrt") == bundle.digest
+    assert fitting("coreml", "onnx-cpu") == bundle.digest, "what was never exported is passed over"
+    with pytest.raises(NotInRegistry, match="has no bundle for target 'coreml'"):
+        fitting("coreml", "tvm-cpu")
+
+
 def test_an_absent_server_is_unreachable(settings: Settings) -> None:
     absent = settings.model_copy(update={"registry": RegistrySettings(tracking_uri="http://127.0.0.1:9")})
     with closing(open_registry(absent)) as registry, pytest.raises(RegistryUnreachable, match="MLFLOW_TRACKING_URI"):
@@ -175,6 +207,29 @@ def test_the_watcher_tells_each_change_once(settings: Settings, bundle: Bundle, 
     [moved, _] = watcher.poll()
     assert isinstance(moved, Resolved)
     assert (moved.version, moved.digest) == (second, other.digest)
+
+
+def test_the_watcher_takes_the_fallback_until_there_is_something_better(
+    settings: Settings, bundle: Bundle, draft: Draft, tmp_path: Path
+) -> None:
+    writer = EmbeddedRegistry(settings)
+    number = publish(writer, bundle)
+    wanted = RegistrySettings(target="openvino-cpu", fallbacks=("tensorrt", "onnx-cpu"))
+    with closing(
+        Watcher([ModelRef.parse("tiny@champion")], settings.model_copy(update={"registry": wanted}))
+    ) as watcher:
+        [first, _] = watcher.poll()
+        assert isinstance(first, Resolved)
+        assert first.digest == bundle.digest
+        also_for_a_gpu(writer, draft, tmp_path / "plans", number=number)
+        assert watcher.poll() == [Answered()], "it cannot run here"
+        better = write_bundle(replace(draft, labels=("x", "y", "z")), tmp_path / "built")
+        run = writer.client.get_model_version("tiny", number).tags[EXPORT_RUN_TAG]
+        writer.client.log_artifacts(run, str(better.path), f"bundles/{better.path.name}")
+        writer.client.set_model_version_tag("tiny", number, f"{BUNDLE_TAG}openvino-cpu", better.digest)
+        [second, _] = watcher.poll()
+        assert isinstance(second, Resolved)
+        assert (second.version, second.digest) == (number, better.digest)
 
 
 def test_a_start_without_the_registry_uses_what_was_known_and_says_so(settings: Settings, bundle: Bundle) -> None:

@@ -260,7 +260,7 @@ def errand(agent: Near, **fields: object) -> httpx.Response:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"step": "shell"}, "there is no step 'shell'; there are package, prove, time, ask"),
+        ({"step": "shell"}, "there is no step 'shell'; there are package, plan, prove, time, ask"),
         ({"step": "os.system"}, "there is no step 'os.system'"),
         ({"job": {"program": 5}}, "the job is none of the step 'package'"),
         ({}, "the job names 'program.pt2', which the errand does not bring"),

@@ -122,7 +122,7 @@ class SimulatedWorkshop:
     def obstacle_to_building(self, _: Candidate) -> None:
         """There is none."""
 
-    def build_float(self, candidate: Candidate) -> Candidate:
+    def build_float(self, candidate: Candidate, *, alone: bool) -> Candidate:  # noqa: ARG002 - no cores are taken
         if candidate.pruning:
             assert self.trained.wait(20)
         return candidate

@@ -1,6 +1,7 @@
 """Which engine a bundle gets, and what is said where this machine has not got it."""
 
 import platform
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,13 @@ def test_machine_code_runs_where_every_feature_that_it_was_built_with_is(tmp_pat
     bundle = LinearBundle(engine=engine, hardware=ELSEWHERE).write(tmp_path)
     with pytest.raises(EngineUnavailable, match="riscv avx1024"):
         open_engine(bundle, threads=1)
+
+
+@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed here")
+def test_an_engine_whose_library_is_not_whole_is_unavailable(tmp_path: Path) -> None:
+    bundle = LinearBundle(engine=EngineSpec(name="tensorrt")).write(tmp_path)
+    with pytest.raises(EngineUnavailable, match="whose library is not whole: No module named 'tensorrt'"):
+        OPENERS["tensorrt"](bundle, 1, False)
 
 
 def test_the_doctor_tells_of_every_engine(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from seatrial.registry import ModelRef
 from seatrial.registry.events import Answered
-from seatrial.settings import Settings
-from seatrial_serving.watching import watch
+from seatrial.settings import Registry, Settings, load_settings
+from seatrial_serving.watching import _as_environment, watch
 
 pytestmark = pytest.mark.anyio
 REFS = [ModelRef.parse("linear@champion")]
@@ -51,3 +51,10 @@ async def test_a_child_that_cannot_be_started_is_started_later(
     finally:
         logger.removeHandler(mends)
     assert "cannot be started" in caplog.text
+
+
+def test_the_child_is_told_which_bundles_are_wanted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wanted = Registry(target="tensorrt", fallbacks=("onnx-cuda", "onnx-cpu"))
+    for name, value in _as_environment(Settings(home=tmp_path, registry=wanted)).items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().registry.targets == ("tensorrt", "onnx-cuda", "onnx-cpu")

@@ -5,12 +5,14 @@ among the artifacts of that run. What arrives is checked against the digest befo
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from seatrial.bundle import EVIDENCE, MANIFEST, Bundle, Manifest, open_bundle
 from seatrial.bundle.manifest import is_digest, sha256
 from seatrial.bundle.store import directory_name, is_whole
+from seatrial.engines import obstacle
 from seatrial.errors import BundleCorrupt, NotInRegistry
 from seatrial.files import directory_aside, put_in_place
 from seatrial.registry import BUNDLE_TAG, EXPORT_RUN_TAG, ModelVersion, Registry
@@ -43,6 +45,21 @@ def fetch_bundle(registry: Registry, version: ModelVersion, *, target: str, stor
     with suppress(OSError):  # a store that is only read
         os.utime(place)
     return open_bundle(place, expected=digest)
+
+
+def fetch_fitting(registry: Registry, version: ModelVersion, *, targets: Sequence[str], store: Path) -> Bundle:
+    """The version's bundle for the first of `targets` that this machine can run, as far as can be told without loading it.
+
+    Where it can run none it is that of the first, so that whoever opens it says why. Raises `NotInRegistry` where there is no
+    bundle for any.
+    """
+    exported = [target for target in targets if BUNDLE_TAG + target in version.tags] or [targets[0]]
+    found = []
+    for target in exported:
+        found.append(bundle := fetch_bundle(registry, version, target=target, store=store))
+        if obstacle(bundle.manifest.engine, bundle.manifest.hardware) is None:
+            return bundle
+    return found[0]
 
 
 def _download(registry: Registry, version: ModelVersion, *, digest: str, store: Path) -> None:

@@ -18,8 +18,8 @@ import msgspec
 from seatrial.bundle.store import directory_name
 from seatrial.errors import BundleCorrupt, DiskFull, MissingExtra, NotInRegistry, RegistryUnreachable, SeatrialError
 from seatrial.files import write_whole
-from seatrial.registry import ModelRef, ModelVersion, Registry, open_registry
-from seatrial.registry.bundles import bundle_digest, fetch_bundle
+from seatrial.registry import BUNDLE_TAG, ModelRef, ModelVersion, Registry, open_registry
+from seatrial.registry.bundles import fetch_fitting
 from seatrial.registry.events import Answered, Event, Resolved, Unresolved, encode
 from seatrial.settings import Settings, load_settings
 
@@ -69,6 +69,7 @@ class Watcher:
         self._registry: Registry | None = None
         self._memory = Memory.of(settings)
         self._told: dict[ModelRef, Event] = {}
+        self._seen: dict[ModelRef, tuple[str | None, ...]] = {}
 
     def poll(self) -> list[Event]:
         events: list[Event] = []
@@ -94,19 +95,22 @@ class Watcher:
         if self._registry is None:
             self._registry = open_registry(self._settings)
         version = self._registry.resolve(ref)
-        told = self._told.get(ref)
-        if isinstance(told, Resolved) and not told.remembered and told.digest == self._digest(version):
+        told, exported = self._told.get(ref), self._exported(version)
+        if isinstance(told, Resolved) and not told.remembered and self._seen.get(ref) == exported:
             here = Path(told.path).is_dir()  # unless somebody removed it
             return told if here else self._fetch(ref, version)
-        return self._fetch(ref, version)
+        resolved = self._fetch(ref, version)
+        self._seen[ref] = exported
+        return resolved
 
-    def _digest(self, version: ModelVersion) -> str:
-        return bundle_digest(version, target=self._settings.registry.target)
+    def _exported(self, version: ModelVersion) -> tuple[str | None, ...]:
+        """All that decides which bundle is served."""
+        return tuple(version.tags.get(BUNDLE_TAG + target) for target in self._settings.registry.targets)
 
     def _fetch(self, ref: ModelRef, version: ModelVersion) -> Resolved:
         assert self._registry is not None, "resolved without a registry: this is a bug"
-        bundle = fetch_bundle(
-            self._registry, version, target=self._settings.registry.target, store=self._settings.bundles
+        bundle = fetch_fitting(
+            self._registry, version, targets=self._settings.registry.targets, store=self._settings.bundles
         )
         resolved = Resolved(
             ref=str(ref), name=version.name, version=version.version, digest=bundle.digest, path=str(bundle.path)

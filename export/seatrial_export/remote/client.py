@@ -47,6 +47,7 @@ class Connection:
         self._why_lost = ""
         self._digests: dict[Path, str] = {}
         self._sent: set[str] = set()
+        self._turn = threading.Lock()  # an agent takes one errand at a time, and candidates are built two at a time
         self._http = httpx.Client(
             base_url=f"{self.url}/v1/",
             headers={**credentials.headers, CODE: code()},
@@ -113,15 +114,29 @@ class Connection:
         bundles: Mapping[str, Bundle] | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> tuple[Answer, Mapping[str, str]]:
-        """Have it done there; the answer, and the digests of the files that were made, for `fetch`.
+        """Have it done there, in turn; the answer, and the digests of the files that were made, for `fetch`.
 
         Raises `ConversionFailed` where its child gave none, with the end of what that wrote in `log`.
         """
+        with self._turn:
+            return self._run(step, job, answer=answer, log=log, files=files or {}, bundles=bundles or {}, tell=tell)
+
+    def _run(
+        self,
+        step: str,
+        job: msgspec.Struct,
+        *,
+        answer: type[Answer],
+        log: Path,
+        files: Mapping[str, Path],
+        bundles: Mapping[str, Bundle],
+        tell: Callable[[str], None],
+    ) -> tuple[Answer, Mapping[str, str]]:
         errand = Errand(
             step=step,
             job=msgspec.Raw(msgspec.json.encode(job)),
-            files={name: self.send(path) for name, path in (files or {}).items()},
-            bundles={name: self.send_bundle(each) for name, each in (bundles or {}).items()},
+            files={name: self.send(path) for name, path in files.items()},
+            bundles={name: self.send_bundle(each) for name, each in bundles.items()},
         )
         for event in self._events(errand):
             if isinstance(event, Said):

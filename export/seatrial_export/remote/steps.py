@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from seatrial_export import package
+from seatrial_export import package, tensorrt
 from seatrial_export.remote import asking, prove, timing
 
 
@@ -32,6 +32,13 @@ STEPS: Mapping[str, Step] = {
         answer=package.Packaged,
         reads=lambda job: [job.program],
         makes=lambda answer: [answer.model],
+    ),
+    "plan": Step(
+        module=tensorrt.__name__,
+        job=tensorrt.Job,
+        answer=tensorrt.Planned,
+        reads=lambda job: [job.model, job.timings],
+        makes=lambda _: [tensorrt.PLAN, tensorrt.LAYERS, tensorrt.TIMINGS],
     ),
     "prove": Step(
         module=prove.__name__,

@@ -11,9 +11,10 @@ import msgspec
 from seatrial.bundle import Bundle
 from seatrial.bundle.manifest import Hardware
 from seatrial.errors import ConversionFailed
+from seatrial.files import write_whole
 from seatrial.machine import Machine
 from seatrial.settings import Settings
-from seatrial_export import package
+from seatrial_export import package, tensorrt
 from seatrial_export.build import Tell
 from seatrial_export.candidate import Candidate, Lost, Verdict
 from seatrial_export.child import Limits
@@ -28,6 +29,8 @@ from seatrial_training.evaluation import Score
 
 BUNDLE, QUESTIONS, CALLS, ROWS, PROGRAM = "bundle", "questions.npz", "calls.npz", "rows.npz", "program.pt2"
 """Names in an errand."""
+MODEL, EARLIER = "model.onnx", "earlier.cache"
+NOT_BEGUN = "was not begun, because the time for the whole export did not allow it"
 
 
 @dataclass(kw_only=True)
@@ -59,6 +62,10 @@ class There:
         """As an export there would have it."""
         return self.settings.export.threads or max(1, self.machine.cores // 2)
 
+    @property
+    def memory_bytes(self) -> int:
+        return self.settings.export.memory_bytes or self.machine.memory_bytes * 3 // 4
+
     def obstacle(self, target: str) -> str | None:
         why = self.connection.about.obstacles.get(target)
         return f"on {self.name}: {why}" if why else None
@@ -69,7 +76,7 @@ class There:
     def package(self, job: package.Job, *, folder: Path, limits: Limits) -> Path:
         """No limit of an export's own reaches there but `until`: what is late is not begun."""
         if time.monotonic() > limits.until:
-            raise ConversionFailed("was not begun, because the time for the whole export did not allow it")
+            raise ConversionFailed(NOT_BEGUN)
         found, made = self.connection.run(
             "package",
             msgspec.structs.replace(job, program=PROGRAM),
@@ -79,6 +86,25 @@ class There:
         )
         self.connection.fetch(made[found.model], folder / found.model)
         return folder / found.model
+
+    def plan(self, job: tensorrt.Job, *, folder: Path, limits: Limits) -> tensorrt.Planned:
+        """As `package`. What kernels took there is kept here, in the file that the job names."""
+        if time.monotonic() > limits.until:
+            raise ConversionFailed(NOT_BEGUN)
+        folder.mkdir(parents=True, exist_ok=True)
+        timings, sent = Path(job.timings), folder / EARLIER
+        sent.write_bytes(timings.read_bytes())  # what is sent must not change any more
+        planned, made = self.connection.run(
+            "plan",
+            msgspec.structs.replace(job, model=MODEL, timings=tensorrt.TIMINGS),
+            answer=tensorrt.Planned,
+            log=self._log(folder.name),
+            files={MODEL: Path(job.model), tensorrt.TIMINGS: sent},
+        )
+        for name in (tensorrt.PLAN, tensorrt.LAYERS, tensorrt.TIMINGS):
+            self.connection.fetch(made[name], folder / name)
+        write_whole(timings, (folder / tensorrt.TIMINGS).read_bytes())
+        return planned
 
     def prove(
         self, candidate: Candidate, bundle: Bundle, questions: Questions, *, program: Path | None
@@ -133,7 +159,7 @@ class There:
             threads=self.threads,
             call_s=ours.call_s,
             start_s=ours.conversion_s,
-            memory_bytes=ours.memory_bytes or self.machine.memory_bytes * 3 // 4,
+            memory_bytes=self.memory_bytes,
         )
         write_arrays(self.folder / ROWS, rows)
         timed, _ = self.connection.run(

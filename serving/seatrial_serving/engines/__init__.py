@@ -94,7 +94,10 @@ def _opener(module: str, function: str = "open_bundle") -> Callable[[Bundle, int
     """`module` is loaded by name: what serves must reach torch in no other way."""
 
     def load(bundle: Bundle, threads: int, spinning: bool) -> Engine:
-        found = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+        try:
+            found = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+        except ImportError as error:
+            raise EngineUnavailable(f"wants an engine whose library is not whole: {error}") from error
         engine: Engine = found(bundle, threads, spinning)
         return engine
 

@@ -19,11 +19,15 @@ class Stream:
     def __init__(self) -> None:
         """Raises `NoDevice`, or `RuntimeError` where the driver refuses."""
         self.driver = Driver()
-        self._device, context, self.handle = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+        self._device, self._context, self.handle = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
         self.driver("cuDeviceGet", ctypes.byref(self._device), 0)
-        self.driver("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._device)
-        self.driver("cuCtxSetCurrent", context)
+        self.driver("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
+        self.enter()
         self.driver("cuStreamCreate", ctypes.byref(self.handle), 0)
+
+    def enter(self) -> None:
+        """Before a thread works with it: each has a context of its own, and none at first."""
+        self.driver("cuCtxSetCurrent", self._context)
 
     def copy_in(self, array: Array, buffer: "Buffer") -> None:
         """`array` must stay as it is until `wait`."""

@@ -40,6 +40,7 @@ class TensorRt:
         context = self._contexts[graph]
         given = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         try:
+            self._stream.enter()
             for name, array in given.items():
                 self._give(context, name, array)
             outputs = {spec.name: self._make_room(context, spec) for spec in self.signature.outputs}
@@ -54,6 +55,7 @@ class TensorRt:
 
     def close(self) -> None:
         """In this order: a context belongs to its plan, and both to the device."""
+        self._stream.enter()
         self._contexts.clear()
         self._plans.clear()
         for buffer in self._buffers.values():
