@@ -118,6 +118,7 @@ Answer = TypeVar("Answer", bound=msgspec.Struct)
 KINDS: Mapping[PruningKind, prune.Kind] = {
     PruningKind.CHANNELS: "channels",
     PruningKind.HEADS: "heads",
+    PruningKind.GATED: "gated",
     PruningKind.MAGNITUDE: "magnitude",
     PruningKind.TWO_OF_FOUR: "2:4",
 }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from seatrial_training.recipe import Pruning
     from seatrial_training.retrainable import Retrainable
 
-Kind: TypeAlias = Literal["channels", "heads", "magnitude", "2:4"]
+Kind: TypeAlias = Literal["channels", "heads", "gated", "magnitude", "2:4"]
 
 PROGRAM = "pruned.pt2"
 VALIDATION_PART = 0.1
