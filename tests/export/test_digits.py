@@ -241,6 +241,28 @@ def test_another_part_of_the_channels_goes_where_a_name_says_so_and_is_taught_on
     assert len([job for job in kept if '"sparsity": 0.25' in job]) == 1
 
 
+@pytest.mark.slow
+def test_a_search_finds_how_many_channels_may_go_and_what_it_finds_is_judged_as_all_else(
+    exported_digits: ExportedDigits, tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna")
+    settings = Settings(home=exported_digits.copy(tmp_path / "home").home, export={"measure_s": 0.1})
+    candidates = named(["onnx-cpu-fp32", "onnx-cpu-int8-static"])
+    report = attempt(Request(ref=REF, candidates=candidates, search=2), settings).report
+    tried = report.sparsities
+    assert tried is not None
+    assert (tried.why_not, tried.cut_short) == ("", False)
+    assert len(tried.built) == 2
+    last = max(each.part for each in tried.taught)
+    best = [f"onnx-cpu-int8-pruned-{each.percent}-static" for each in tried.taught if each.part == last]
+    assert set(tried.built) == set(best)
+    rows = {row.name: row for row in report.rows}
+    for name in tried.built:
+        quality = rows[name].quality
+        assert quality is not None
+        assert quality.value > 0.8
+
+
 def zeros(model: Path) -> float:
     """The part of the weights, of layers that have some in each of their groups of four, that is zero."""
     tensors = [onnx.numpy_helper.to_array(each) for each in onnx.load(model).graph.initializer]
