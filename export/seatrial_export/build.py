@@ -3,6 +3,7 @@
 What cannot be built is `Lost`, with the reason, and costs nothing but itself.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from seatrial.errors import ConversionFailed
 from seatrial.machine import Machine, cores, this_machine
 from seatrial.settings import Settings
 from seatrial.tensors import Signature
-from seatrial_export import convert, nncf, package, prune, quantize, sensitivity, study, tensorrt, web
+from seatrial_export import convert, nncf, package, prune, quantize, sensitivity, sparsity, study, tensorrt, web
 from seatrial_export.candidate import (
     ONNX_WEB,
     TENSORRT,
@@ -123,6 +124,7 @@ Answer = TypeVar("Answer", bound=msgspec.Struct)
 KINDS: Mapping[PruningKind, prune.Kind] = {
     PruningKind.CHANNELS: "channels",
     PruningKind.HEADS: "heads",
+    PruningKind.GATED: "gated",
     PruningKind.MAGNITUDE: "magnitude",
     PruningKind.TWO_OF_FOUR: "2:4",
 }
@@ -196,15 +198,34 @@ class Workshop:
     def _convert(self, candidate: Candidate) -> _Float:
         self.tell(candidate.name, "converting to ONNX")
         folder = self.folder / "convert"
-        converted = self._run(convert, self._conversion(self.source.program), folder, convert.Converted)
+        job = self._conversion(self.source.program)
+        converted = self._run(convert, job, folder, convert.Converted, limits=self._patient)
         return _Float(model=folder / convert.MODEL, program=None, operators=converted.operators)
 
-    def _prune(self, candidate: Candidate, pruning: Pruning, *, threads: int) -> _Float:
+    def obstacle_to_teaching(self) -> str | None:
+        """Why nothing can be taken out of the model, in a clause."""
         retrainable = self.source.retrainable
         if isinstance(retrainable, NotRetrainable):
-            raise _NotApplicable(f"pruning retrains, and {retrainable.reason}")
-        if self.source.dataset is None:
-            raise _NotApplicable(f"pruning retrains, and the data set '{retrainable.recipe.data}' is not here")
+            return retrainable.reason
+        return f"the data set '{retrainable.recipe.data}' is not here" if self.source.dataset is None else None
+
+    def halve(self, *, allowed: float, time_s: float) -> sparsity.Halved:
+        """Ask how many channels may go, where nothing keeps them from being taken out. Raises `ConversionFailed`."""
+        self.tell("search for a sparsity", f"teaching a little with {', '.join(map(str, sparsity.PERCENTS))} % gone")
+        job = sparsity.Job(
+            model=str(self.source.files),
+            home=str(self.settings.home.absolute()),
+            data=str(self.settings.data_folder.absolute()),
+            epochs=self.settings.export.fine_tune_part,
+            allowed=allowed,
+        )
+        return self._run_for(
+            sparsity, job, self.folder / "sparsity", sparsity.Halved, limits=replace(self.limits, time_s=time_s)
+        )
+
+    def _prune(self, candidate: Candidate, pruning: Pruning, *, threads: int) -> _Float:
+        if why := self.obstacle_to_teaching():
+            raise _NotApplicable(f"pruning retrains, and {why}")
         self.tell(candidate.name, "pruning and teaching")
         folder = self.folder / f"prune-{pruning.name}"
         job = prune.Job(
@@ -247,8 +268,8 @@ class Workshop:
             program=str(self.source.program), engine=candidate.engine.name, signature=self.source.signature
         )
         if candidate.bound and (there := self.elsewhere.get(candidate.target)):
-            return Built(candidate=candidate, model=there.package(job, folder=folder, limits=self.limits))
-        model = self._run(package, job, folder, package.Packaged).model
+            return Built(candidate=candidate, model=there.package(job, folder=folder, limits=self._patient))
+        model = self._run(package, job, folder, package.Packaged, limits=self._patient).model
         of_it = [path for path in (folder / Path(model).parts[0]).rglob("*") if path.is_file()]
         beside = {path.relative_to(folder).as_posix(): path for path in of_it if path != folder / model}
         return Built(candidate=candidate, model=folder / model, name=model, beside=beside)
@@ -409,6 +430,11 @@ class Workshop:
             recorded=(*base.recorded, *smoothed, f"{len(floats)}-float-layers"),
             quantization=job,
         )
+
+    @property
+    def _patient(self) -> Limits:
+        """Of what is made without loss: each target has that at least, however little time there is for the whole export."""
+        return replace(self.limits, until=math.inf)
 
     @property
     def _shelf(self) -> Shelf:

@@ -43,6 +43,8 @@ class PruningKind(StrEnum):
     """Whole channels, as many as leave whole registers of eight."""
     HEADS = "heads"
     """Heads of attention."""
+    GATED = "gated"
+    """No channel goes: each row makes zeros of those that it can do without."""
     MAGNITUDE = "sparse"
     """The smallest weights become zero while the others are fine-tuned."""
     TWO_OF_FOUR = "sparse-2of4"
@@ -125,8 +127,8 @@ class Candidate:
 
     @property
     def sparse(self) -> bool:
-        """Whether it has as many weights as the source, of which many are zero."""
-        return self.pruning is not None and self.pruning.kind in (PruningKind.MAGNITUDE, PruningKind.TWO_OF_FOUR)
+        """Whether it has as many weights as the source, or more, and multiplies with many zeros."""
+        return self.pruning is not None and self.pruning.kind not in (PruningKind.CHANNELS, PruningKind.HEADS)
 
     @property
     def dense(self) -> "Candidate":
@@ -219,6 +221,7 @@ ON_REQUEST = (
     Candidate(target=OPENVINO_CPU, precision=Precision.INT8, compression=(Compression.NNCF,)),
     Candidate(target=OPENVINO_CPU, precision=Precision.BF16),
     Candidate(target=ONNX_CPU, precision=Precision.FP32, pruning=Pruning(kind=PruningKind.HEADS)),
+    Candidate(target=ONNX_CPU, precision=Precision.FP32, pruning=Pruning(kind=PruningKind.GATED)),
     Candidate(target=ONNX_CPU, precision=Precision.FP32, pruning=Pruning(kind=PruningKind.MAGNITUDE, percent=80)),
     Candidate(target=ONNX_CPU, precision=Precision.FP32, pruning=Pruning(kind=PruningKind.TWO_OF_FOUR)),
     Candidate(target=OPENVINO_CPU, precision=Precision.FP32, pruning=HALF),

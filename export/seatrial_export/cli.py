@@ -42,7 +42,8 @@ from seatrial.errors import InvalidSettings
 @click.option(
     "--search", type=click.IntRange(2), metavar="TRIALS",
     help="Try so many finer forms of static INT8 on some rows: how many activations to cut off, and how many layers to leave in "
-    "float. The best are built, proved and timed as the others are. 30 is a good number; a trial takes about as long as a run "
+    "float. The best are built, proved and timed as the others are. Where the model can be retrained, several sparsities are "
+    "tried, too, by teaching each a little. 30 is a good number; a trial takes about as long as a run "
     "over 512 rows. Needs the extra 'search'.",
 )  # fmt: skip
 @click.option(

@@ -9,6 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -53,7 +54,7 @@ from seatrial_export.remote.reach import On, assigned, reached
 from seatrial_export.report import Place, Report, Row, rows, unverified_folder, verdict_sentence
 from seatrial_export.samples import count
 from seatrial_export.search import Found as Searched
-from seatrial_export.search import Search, Searcher, some_rows
+from seatrial_export.search import Search, Searcher, Sparsities, pruned_static, some_rows
 from seatrial_export.sensitivity import Layer
 from seatrial_export.shelf import Shelf
 from seatrial_export.source import Source, open_source
@@ -65,16 +66,18 @@ from seatrial_export.workplace import undisturbed, workplace
 FIXED = "the model takes calls of one fixed size, and forms are tried on rows"
 BUILT_BY, VERIFIED_BY = 0.7, 0.9
 """The parts of the time for an export after which nothing more is built, and nothing more verified."""
+TAUGHT_FOR = 0.4
+"""The part of the time for building in which it is asked how many channels may go; then the best of them are fine-tuned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What somebody wants exported, and how. `candidates` are tried where their target is among `targets`.
 
-    After `minutes` nothing new is begun: the best that was proved until then is taken. With `probe` the report also says how
-    what was chosen answers spoiled and adversarial rows, and on what in a row its answers hang. `search` is how many finer forms
-    of static INT8 are tried, of which the best become candidates too. `on` says which targets are verified and timed on other
-    machines.
+    After `minutes` nothing new is begun: the best that was proved until then is taken, and each target's float model is waited
+    for. With `probe` the report also says how what was chosen answers spoiled and adversarial rows, and on what in a row its
+    answers hang. `search` is how many finer forms of static INT8 are tried, of which the best become candidates too; with any, it
+    is also asked how many channels may go. `on` says which targets are verified and timed on other machines.
     """
 
     ref: ModelRef
@@ -179,6 +182,7 @@ class Examined:
     """All of which something is known, in the order in which equals are taken."""
     notes: tuple[str, ...] = ()
     searches: tuple[Search, ...] = ()
+    sparsities: Sparsities | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +221,10 @@ class Work:
         notes = examined.notes + outcome.notes + notes
         report = self._report(found, bundles, examined.source, notes, run_id=run_id)
         unverified = {unverified_folder(each): each.files for each in examined.lost if each.files}
-        return msgspec.structs.replace(report, deltas=deltas, searches=examined.searches), bundles, unverified
+        report = msgspec.structs.replace(
+            report, deltas=deltas, searches=examined.searches, sparsities=examined.sparsities
+        )
+        return report, bundles, unverified
 
     def stand(self) -> Stand:
         limits = self._limits
@@ -235,7 +242,10 @@ class Work:
             elsewhere=self.elsewhere, sizes=self.request.sizes,
         )  # fmt: skip
         tried: list[Tried] = []
+        proved = set[str]()
         searched: list[Searched] = []
+        sparsities: Sparsities | None = None
+        sparser: tuple[Candidate, ...] = ()
 
         def examine_one(built: Built | Lost) -> Verified | Lost:
             return self._examine(built, source, questions, stand)
@@ -244,33 +254,41 @@ class Work:
             with self._step("asking the source"):  # while the first children import what they need
                 questions = ask_source(source)
 
-            def try_next(candidate: Candidate) -> None:
+            def try_next(candidate: Candidate, underway: Mapping[Candidate, Future[Built | Lost]]) -> None:
                 with self._step("building"):
                     built = underway[candidate].result()
                 with self._step("verifying"):
                     if isinstance(built, Built) and candidate.target not in self.elsewhere:
                         stand.prepare(candidate.engine.name)
-                    late = self._left_s(VERIFIED_BY) <= 0 and any(isinstance(found, Verified) for _, found in tried)
-                    tried.append((built, _too_late(built) if late else examine_one(built)))
+                    late = self._left_s(VERIFIED_BY) <= 0 and candidate.target in proved
+                    found = _too_late(built) if late else examine_one(built)
+                    tried.append((built, found))
+                    if isinstance(found, Verified):
+                        proved.add(candidate.target)
 
             for candidate in underway:
                 if not candidate.effort:
-                    try_next(candidate)
+                    try_next(candidate, underway)
             with self._step("mixing"):
                 mixed = self._mix(tried, workshop, questions, examine_one)
             if self.request.search:
                 with self._step("searching"):
                     searched = self._search(tried, workshop, questions, examine_one)
+                    sparsities, sparser = self._sparsities(workshop)
             for candidate in underway:
                 if candidate.effort:
-                    try_next(candidate)
+                    try_next(candidate, underway)
+        with building(sparser, workshop) as underway:
+            for candidate in underway:
+                try_next(candidate, underway)
         finalists = [found for each in searched for found in each.finalists]
-        candidates = (*self._candidates, *(found.candidate for found in finalists))
+        candidates = (*self._candidates, *sparser, *(found.candidate for found in finalists))
         examined = [found for _, found in tried] + [each.found for each in mixed] + finalists
         examined.sort(key=lambda found: candidates.index(found.candidate))
         return Examined(
             candidates=candidates,
             searches=tuple(each.search for each in searched),
+            sparsities=sparsities,
             source=source,
             questions=questions,
             verified=tuple(each for each in examined if isinstance(each, Verified)),
@@ -400,6 +418,26 @@ class Work:
             trials=self.request.search,
         )
         return [searcher.search(target, tried) for target in self.request.targets]
+
+    def _sparsities(self, workshop: Workshop) -> tuple[Sparsities, tuple[Candidate, ...]]:
+        """What was tried, and the candidates that came of it and that nobody asked for by name."""
+        if why := workshop.obstacle_to_teaching():
+            return Sparsities(why_not=why), ()
+        try:
+            halved = workshop.halve(
+                allowed=self.request.budget.accuracy_drop,
+                time_s=min(self.settings.export.fine_tune_s, TAUGHT_FOR * max(0.0, self._left_s(BUILT_BY))),
+            )
+        except ConversionFailed as error:
+            return Sparsities(why_not=error.reason), ()
+        found = pruned_static(self.request.targets, halved.finalists)
+        sparsities = Sparsities(
+            rows=halved.rows,
+            taught=halved.taught,
+            built=tuple(each.name for each in found),
+            cut_short=not halved.whole,
+        )
+        return sparsities, tuple(each for each in found if each not in self._candidates)
 
     def _bundle(
         self, judgements: Sequence[Judgement], examined: Examined, *, run_id: str

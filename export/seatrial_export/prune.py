@@ -13,13 +13,15 @@ from seatrial.errors import ConversionFailed
 from seatrial_export import child, convert
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from seatrial_models.architecture import Inputs
     from seatrial_training.data import Dataset
     from seatrial_training.fit import Fitted
     from seatrial_training.recipe import Pruning
     from seatrial_training.retrainable import Retrainable
 
-Kind: TypeAlias = Literal["channels", "heads", "magnitude", "2:4"]
+Kind: TypeAlias = Literal["channels", "heads", "gated", "magnitude", "2:4"]
 
 PROGRAM = "pruned.pt2"
 VALIDATION_PART = 0.1
@@ -75,11 +77,31 @@ def taught(
     retrainable: "Retrainable", pruning: "Pruning", dataset: "Dataset", *, epochs: int, for_s: float | None = None
 ) -> "Fitted":
     """What `pruning` leaves of the module, trained on labels and on what the whole one answers."""
-    from seatrial_training.fit import fine_tune
+    return teach(take(retrainable, pruning), retrainable, pruning, dataset, epochs=epochs, for_s=for_s)
+
+
+def take(retrainable: "Retrainable", pruning: "Pruning") -> "nn.Module":
+    """What `pruning` leaves of the module, not yet taught. Raises `InvalidRecipe` if nothing can go."""
     from seatrial_training.pruning import take_out
 
-    module, recipe = retrainable.module(), retrainable.recipe
+    module = retrainable.module()
     take_out(module, pruning, _example(retrainable))
+    return module
+
+
+def teach(
+    module: "nn.Module",
+    retrainable: "Retrainable",
+    pruning: "Pruning",
+    dataset: "Dataset",
+    *,
+    epochs: int,
+    for_s: float | None = None,
+) -> "Fitted":
+    """Train `module`, which is changed, on labels and on what the whole one answers."""
+    from seatrial_training.fit import fine_tune
+
+    recipe = retrainable.recipe
     return fine_tune(
         module.train(),
         recipe.model_copy(update={"pruning": pruning}),

@@ -10,7 +10,7 @@ from seatrial_export import zeros
 from seatrial_export.candidate import Candidate, Lost, Verdict
 from seatrial_export.choose import Judgement, Objective
 from seatrial_export.deltas import Deltas
-from seatrial_export.search import Search
+from seatrial_export.search import Search, Sparsities
 from seatrial_export.sensitivity import Layer
 
 
@@ -92,6 +92,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     written_at: str
     deltas: tuple[Deltas, ...] = ()
     searches: tuple[Search, ...] = ()
+    sparsities: Sparsities | None = None
     elsewhere: dict[str, Place] = {}
 
     @property

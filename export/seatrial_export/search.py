@@ -1,7 +1,8 @@
 """Somebody's own wish, `--search`: finer forms of static INT8 than the candidates that everybody gets.
 
 A child tries many on a few rows (`study.py`). Those on its Pareto front that are worth it become candidates like all others: they
-are built, verified on all held-out rows, and timed.
+are built, verified on all held-out rows, and timed. So do the two of several sparsities that a second child thinks best
+(`sparsity.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +13,12 @@ import numpy as np
 
 from seatrial.errors import ConversionFailed
 from seatrial_export.build import Built, Workshop, unbuilt
-from seatrial_export.candidate import Calibration, Candidate, Lost
+from seatrial_export.candidate import CANDIDATES, HALF, ON_REQUEST, Calibration, Candidate, Lost
 from seatrial_export.choose import Budget
 from seatrial_export.mix import MOST, Tried, could_be_mixed, nearest
 from seatrial_export.quality import HeldOut
 from seatrial_export.samples import Inputs, count
+from seatrial_export.sparsity import Taught
 from seatrial_export.study import SEED, Rows, Studied, Trial
 from seatrial_export.trial import Verified
 
@@ -24,6 +26,19 @@ FINALISTS = 4
 """Forms of a target that are built: each is verified on all rows, and timed, which is dear."""
 ASKED = 512
 """Most rows that a form is tried on, and at most half of those that judge."""
+
+
+class Sparsities(msgspec.Struct, frozen=True, kw_only=True):
+    """Which parts of the channels were tried, for the report; `why_not` says why none.
+
+    `built` are the names of the candidates that came of it.
+    """
+
+    rows: int = 0
+    taught: tuple[Taught, ...] = ()
+    built: tuple[str, ...] = ()
+    cut_short: bool = False
+    why_not: str = ""
 
 
 class Search(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +112,14 @@ class Searcher:
             return self.examine(self.workshop.refine(candidate, base, layers))
         except ConversionFailed as error:
             return unbuilt(candidate, error)
+
+
+def pruned_static(targets: Sequence[str], percents: Sequence[int]) -> tuple[Candidate, ...]:
+    """Static INT8 with so many percent of the channels gone, for those of `targets` that have such candidates."""
+    halves = [
+        each for each in (*CANDIDATES, *ON_REQUEST) if each.target in targets and each.static and each.pruning == HALF
+    ]
+    return tuple(replace(half, pruning=replace(HALF, percent=percent)) for half in halves for percent in percents)
 
 
 def form_of(base: Candidate, trial: Trial) -> Candidate:

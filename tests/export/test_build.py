@@ -118,11 +118,14 @@ class SimulatedWorkshop:
 
     trained: threading.Event = field(default_factory=threading.Event)
     given_up: threading.Event = field(default_factory=threading.Event)
+    alone: list[str] = field(default_factory=list)
 
     def obstacle_to_building(self, _: Candidate) -> None:
         """There is none."""
 
-    def build_float(self, candidate: Candidate, *, alone: bool) -> Candidate:  # noqa: ARG002 - no cores are taken
+    def build_float(self, candidate: Candidate, *, alone: bool) -> Candidate:
+        if alone:
+            self.alone.append(candidate.name)
         if candidate.pruning:
             assert self.trained.wait(20)
         return candidate
@@ -164,6 +167,10 @@ def test_what_is_pruned_alike_is_made_once_for_all_targets() -> None:
     assert [built.model.name for built in made if isinstance(built, Built)] == [
         *3 * ["onnx-cpu-int8-pruned-25-static"], "openvino-cpu-fp32-pruned-30",
     ]  # fmt: skip
+    assert simulated.alone == [], "two trainings share the cores"
+    with building(asked[:3], simulated) as underway:  # type: ignore[arg-type]  # all of it that is asked
+        assert isinstance(underway[asked[2]].result(timeout=10), Built)
+    assert simulated.alone == ["onnx-cpu-int8-pruned-25-static"], "one has them all"
 
 
 TAKES_ITS_SIZE = """

@@ -9,7 +9,7 @@ from seatrial_export.candidate import CANDIDATES, ON_REQUEST, OPENVINO_CPU, PERC
 
 PRUNED = [
     "onnx-cpu-fp32-pruned-{}", "onnx-cpu-int8-pruned-{}-static", "openvino-cpu-fp32-pruned-{}",
-    "openvino-cpu-int8-pruned-{}-static", "onnx-cpu-fp32-heads-{}", "onnx-cpu-fp32-sparse-{}",
+    "openvino-cpu-int8-pruned-{}-static", "onnx-cpu-fp32-heads-{}", "onnx-cpu-fp32-sparse-{}", "onnx-cpu-fp32-gated-{}",
 ]  # fmt: skip
 
 

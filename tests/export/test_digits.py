@@ -198,15 +198,21 @@ def test_zeros_are_there_and_make_nothing_faster_and_heads_that_are_not_cannot_g
 ) -> None:
     copy = exported_digits.copy(tmp_path / "home")
     settings = Settings(home=copy.home, export={"measure_s": 1})
-    asked = named(["onnx-cpu-fp32", *(f"onnx-cpu-fp32-{each}" for each in ("sparse-80", "sparse-2of4", "heads-50"))])
+    steps = ("gated-50", "sparse-80", "sparse-2of4", "heads-50")
+    asked = named(["onnx-cpu-fp32", *(f"onnx-cpu-fp32-{each}" for each in steps)])
     rows = {row.name: row for row in attempt(Request(ref=REF, candidates=asked), settings).report.rows}
-    for step, part in (("sparse-80", 0.8), ("sparse-2of4", 0.5)):
+    for step, part in (("sparse-80", 0.8), ("sparse-2of4", 0.5), ("gated-50", 0)):
         row = rows[f"onnx-cpu-fp32-{step}"]
         assert row.quality is not None
         assert row.quality.value > 0.8
         assert "; its zeros make nothing faster: " in row.reason
         [model] = copy.home.rglob(f"prune-{step}/model.onnx")  # there, because another candidate failed
-        assert zeros(model) == pytest.approx(part, abs=0.02)
+        if part:
+            assert zeros(model) == pytest.approx(part, abs=0.02)
+        else:
+            assert len([node for node in onnx.load(model).graph.node if node.op_type == "TopK"]) == 2, (
+                "one a convolution"
+            )
     heads = rows["onnx-cpu-fp32-heads-50"]
     assert (heads.verdict, heads.reason) == (Verdict.NOT_BUILT, "there is no layer whose heads could go")
 
@@ -233,6 +239,28 @@ def test_another_part_of_the_channels_goes_where_a_name_says_so_and_is_taught_on
     assert static.size_bytes == for_openvino.size_bytes, "the same file, run by each"
     kept = [path.read_text() for path in settings.conversions.glob("*/job.json")]
     assert len([job for job in kept if '"sparsity": 0.25' in job]) == 1
+
+
+@pytest.mark.slow
+def test_a_search_finds_how_many_channels_may_go_and_what_it_finds_is_judged_as_all_else(
+    exported_digits: ExportedDigits, tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna")
+    settings = Settings(home=exported_digits.copy(tmp_path / "home").home, export={"measure_s": 0.1})
+    candidates = named(["onnx-cpu-fp32", "onnx-cpu-int8-static"])
+    report = attempt(Request(ref=REF, candidates=candidates, search=2), settings).report
+    tried = report.sparsities
+    assert tried is not None
+    assert (tried.why_not, tried.cut_short) == ("", False)
+    assert len(tried.built) == 2
+    last = max(each.part for each in tried.taught)
+    best = [f"onnx-cpu-int8-pruned-{each.percent}-static" for each in tried.taught if each.part == last]
+    assert set(tried.built) == set(best)
+    rows = {row.name: row for row in report.rows}
+    for name in tried.built:
+        quality = rows[name].quality
+        assert quality is not None
+        assert quality.value > 0.8
 
 
 def zeros(model: Path) -> float:

@@ -23,9 +23,10 @@ from seatrial.registry.bundles import bundle_digest, fetch_bundle
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
 from seatrial.tensors import Array
-from seatrial_export.candidate import CANDIDATES, Candidate, Verdict
+from seatrial_export.candidate import CANDIDATES, OPENVINO_CPU, Candidate, Verdict, named
 from seatrial_export.choose import Budget
 from seatrial_export.export import Exported, Request, Work, attempt, export
+from seatrial_export.measure import FEWEST_ROUNDS
 from seatrial_export.publish import INTERRUPTED_TAG
 from seatrial_export.register import register
 from seatrial_export.samples import write_arrays
@@ -272,15 +273,20 @@ def test_when_the_time_is_over_nothing_more_is_begun_and_what_was_proved_is_left
     assert late.reason == "the time for the whole export was over before it could be verified"
 
 
-def test_when_the_time_is_over_what_still_builds_is_killed(
-    version: ModelVersion, settings: Settings, tmp_path: Path
-) -> None:
-    request = Request(ref=REF, candidates=(FLOAT, STATIC), minutes=1e-9)
-    work = Work(request=request, version=version, settings=settings, place=tmp_path / "place", tell=lambda *_: None)
-    with work.stand() as stand:
-        examined = work.examine(stand)
-    assert examined.verified == ()
-    assert {each.reason for each in examined.lost} == {
+@pytest.mark.usefixtures("version")
+def test_without_any_time_each_target_has_its_float_model_and_what_else_is_built_is_killed(settings: Settings) -> None:
+    """The clock shows from the start that the time is over."""
+    pytest.importorskip("openvino")
+    floats, statics = named([FLOAT.name, "openvino-cpu-fp32"]), named([STATIC.name, "openvino-cpu-int8-static"])
+    request = Request(ref=REF, targets=(TARGET, OPENVINO_CPU), candidates=(*floats, *statics), minutes=1e-9)
+    exported = export(request, settings)
+    assert exported.report.chosen == {each.target: each.name for each in floats}
+    assert set(exported.bundles) == {TARGET, OPENVINO_CPU}
+    for row in exported.report.rows[:2]:
+        assert row.row_ms is not None
+        assert row.throughput is not None
+        assert row.throughput.rounds >= FEWEST_ROUNDS, "as many as it takes to say anything"
+    assert {reason(exported, each) for each in statics} == {
         "was killed, because the time for the whole export did not allow more"
     }
 

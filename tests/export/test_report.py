@@ -25,8 +25,9 @@ from seatrial_export.deltas.pairs import pair
 from seatrial_export.deltas.probed import Curve, Point, Probed
 from seatrial_export.page import BOTTOM, LEFT, RIGHT, TOP, draw, plot, scattered
 from seatrial_export.report import Report, rows, verdict_sentence
-from seatrial_export.search import Search
+from seatrial_export.search import Search, Sparsities
 from seatrial_export.sensitivity import Layer
+from seatrial_export.sparsity import Taught
 from seatrial_export.study import Trial, with_front
 from seatrial_export.summary import Progress, table
 from seatrial_training.data import Split
@@ -334,6 +335,23 @@ def test_metrics_have_names_that_mlflow_takes() -> None:
     assert report().rows[1].metrics() == {}
     assert isinstance(report().rows[2].quality, Quality)
     assert isinstance(report().rows[2].agreement, Agreement)
+
+
+def test_every_part_of_the_channels_that_was_tried_is_shown_or_why_none_was(tmp_path: Path) -> None:
+    tried = Sparsities(
+        rows=135, taught=(Taught(percent=20, part=0.4375, lost=0.0125), Taught(percent=60, part=0.0625, lost=0.25)),
+        built=("onnx-cpu-int8-pruned-20-static",), cut_short=True,
+    )  # fmt: skip
+    text = Elements(page(msgspec.structs.replace(report(), sparsities=tried), tmp_path)).text
+    for words in (
+        "2 parts of the channels were taken out", "asked 135 rows", "there was no time for all of it",
+        "Of the last came onnx-cpu-int8-pruned-20-static.", "20 %", "44 %", "0.0125", "60 %", "6 %", "0.2500",
+    ):  # fmt: skip
+        assert words in text
+    none = Sparsities(why_not="the data set <b> is not here")
+    text = Elements(page(msgspec.structs.replace(report(), sparsities=none), tmp_path)).text
+    assert "Nothing was tried: the data set <b> is not here." in text
+    assert "How many channels may go" not in Elements(page(report(), tmp_path)).text
 
 
 def test_every_form_that_was_searched_is_shown_and_the_front_is_marked(tmp_path: Path) -> None:

@@ -258,6 +258,8 @@ def test_an_export_that_searches_finds_a_form_that_keeps_the_accuracy_and_a_seco
     [search] = report.searches
     assert search.why_not == ""
     assert (search.base, search.rows) == (STATIC.name, 128)
+    assert report.sparsities is not None
+    assert "was not trained by `seatrial train`" in report.sparsities.why_not
     _, plain, *forms = report.rows
     assert plain.verdict in (Verdict.OVER_BUDGET, Verdict.UNFAITHFUL)
     assert [row.name for row in forms] == list(search.built.values())

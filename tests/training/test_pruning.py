@@ -12,11 +12,13 @@ from seatrial.errors import InvalidRecipe
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
 from seatrial_models import architecture
+from seatrial_models.gated import convolutions, gates
 from seatrial_models.narrow import load_narrow
 from seatrial_training.data import Dataset, load_dataset
 from seatrial_training.fit import build_module, fit
 from seatrial_training.pruning import channels_left, masks, parameters, sparsity_at, take_out
 from seatrial_training.recipe import Pruning, Recipe, load_recipe
+from seatrial_training.retrainable import FOLDER, Retrainable, read_retrainable, write_retrainable
 from seatrial_training.train import train
 from tests.digits import ExportedDigits
 from tests.training.conftest import Whole
@@ -190,6 +192,64 @@ def test_wider_weights_and_other_networks_are_refused() -> None:
         load_narrow(module, whole.state_dict())
     with pytest.raises(InvalidRecipe, match="there is no layer whose heads could go"):
         take_out(whole, Pruning(kind="heads"), example)
+
+
+# Gates
+
+
+def test_gates_are_trained_and_leave_each_row_half_of_the_channels_of_each_layer(digits: Dataset) -> None:
+    made = load_recipe(
+        "digits-cnn", changes=["epochs=20", "averaging=null", "early_stopping=null", "pruning.kind=gated"]
+    )
+    module = build_module(made, digits)
+    take_out(module, Pruning(kind="gated"), {"pixels": torch.from_numpy(digits.train.inputs["pixels"][:4])})
+    begun = {name: weight.clone() for name, weight in module.state_dict().items() if "saliency" in name}
+    made_of_it = fit(module, made, digits).module
+    kept = {
+        name: channels_left(layer.out_channels, 0.5) for name, layer in convolutions(build_module(made, digits)).items()
+    }
+    assert gates(made_of_it) == kept
+    assert len(begun) == 2 * len(kept) > 0
+    assert all(not torch.equal(weight, made_of_it.state_dict()[name]) for name, weight in begun.items())
+    pixels = torch.from_numpy(digits.test.inputs["pixels"])
+    used = dict[str, Tensor]()
+    for name in kept:
+        layer = made_of_it.get_submodule(name)
+        layer.register_forward_hook(lambda _, __, answer, name=name: used.update({name: (answer != 0).any(dim=(2, 3))}))
+    with torch.inference_mode():
+        right = (made_of_it(pixels).argmax(dim=1).numpy() == digits.test.labels).mean()
+    assert right > 0.5
+    for name, number in kept.items():
+        assert used[name].sum(dim=1).max() == number
+        assert len(used[name].unique(dim=0)) > 1, "not every row keeps the same"
+
+
+def test_what_has_gates_or_no_convolution_cannot_get_any() -> None:
+    module, example = small("text-transformer")
+    with pytest.raises(InvalidRecipe, match="there is no convolution whose channels could have gates"):
+        take_out(module, Pruning(kind="gated"), example)
+    module, example = small("lenet5")
+    take_out(module, Pruning(kind="gated"), example)
+    for kind in ("gated", "channels"):
+        with pytest.raises(InvalidRecipe, match="the network has gates"):
+            take_out(module, Pruning.model_validate({"kind": kind}), example)
+
+
+def test_a_pruned_and_then_gated_network_is_rebuilt_from_what_is_registered(tmp_path: Path) -> None:
+    made = load_recipe("digits-cnn")
+    chosen = architecture(made.architecture.name)
+    config = chosen.configure(made.architecture.config)
+    module, example = chosen.build(config).eval(), chosen.example(config, 4)
+    for kind in ("channels", "gated"):
+        take_out(module, Pruning.model_validate({"kind": kind}), example)
+    (tmp_path / FOLDER).mkdir()
+    write_retrainable(tmp_path / FOLDER, module=module, recipe=made, labels=("0",), tokenizer=None)
+    found = read_retrainable(tmp_path)
+    assert isinstance(found, Retrainable)
+    assert found.gates == gates(module)
+    assert found.gates
+    with torch.inference_mode():
+        assert torch.equal(found.module()(**example), module(**example))
 
 
 # In the registry

@@ -1,10 +1,12 @@
-"""Take weights out of a module: whole channels and heads, which leaves a smaller one, or single weights, which leaves zeros.
+"""Take weights out of a module: whole channels and heads, which leaves a smaller one, or single weights, which leaves zeros;
+or have each row choose among the channels.
 
 Channels go with all that depends on them: Fang et al., "DepGraph: towards any structural pruning" (2023); heads: Michel et
 al., "Are sixteen heads really better than one?" (2019), here by the size of their weights. Zeros come by magnitude, more and
 more of them while the rest is trained: Zhu and Gupta, "To prune, or not to prune" (2017); or two of every four along the
-input, as sparse tensor cores want it: Mishra et al., "Accelerating sparse deep neural networks" (2021). Zeros are multiplied
-like any other number wherever no kernel knows better.
+input, as sparse tensor cores want it: Mishra et al., "Accelerating sparse deep neural networks" (2021). Gates make zeros of
+channels, others for each row: Gao et al., "Dynamic channel pruning" (2019). Zeros are multiplied like any other number wherever
+no kernel knows better.
 """
 
 import math
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from seatrial.errors import InvalidRecipe
 from seatrial_models.architecture import Inputs
 from seatrial_models.bert import Bert
+from seatrial_models.gated import add_gates, convolutions, gates
 from seatrial_models.transformer import SelfAttention, TextTransformer
 from seatrial_training.recipe import Pruning, Recipe
 
@@ -35,8 +38,14 @@ def parameters(module: nn.Module) -> int:
 
 
 def take_out(module: nn.Module, pruning: Pruning, example: Inputs) -> None:
-    """Leave a smaller `module`, where the pruning is of whole channels or heads. Raises `InvalidRecipe` if nothing can go."""
+    """Leave a smaller `module`, where the pruning is of whole channels or heads, or one with gates. Raises `InvalidRecipe` if
+    nothing can go."""
     if pruning.makes_zeros:
+        return
+    if gates(module):
+        raise InvalidRecipe("the network has gates, which choose among all its channels; set pruning=null")
+    if pruning.kind == "gated":
+        _gate_channels(module, pruning.sparsity)
         return
     before = parameters(module)
     if pruning.kind == "heads":
@@ -65,6 +74,15 @@ def _take_channels_out(module: nn.Module, ratio: float, example: Inputs) -> None
             ignored_layers=_kept_whole(module),
             forward_fn=lambda model, inputs: model(**inputs),
         ).step()
+
+
+def _gate_channels(module: nn.Module, ratio: float) -> None:
+    """Have each row do without this part of the channels of each convolution."""
+    found = {name: layer.out_channels for name, layer in convolutions(module).items()}
+    kept = {name: left for name, width in found.items() if (left := channels_left(width, ratio)) < width}
+    if not kept:
+        raise InvalidRecipe("there is no convolution whose channels could have gates")
+    add_gates(module, kept)
 
 
 def channels_left(width: int, ratio: float) -> int:

@@ -80,9 +80,10 @@ class Distillation(_Part):
 
 
 class Pruning(_Part):
-    kind: Literal["channels", "heads", "magnitude", "2:4"]
-    """Whole channels, or attention heads, which go before the training begins; or single weights, which become zeros:
-    the smallest of all, or two of every four, which GPUs with sparse tensor cores can make use of."""
+    kind: Literal["channels", "heads", "gated", "magnitude", "2:4"]
+    """Whole channels, or attention heads, which go before the training begins; channels that each row chooses among, by gates
+    that are trained; or single weights, which become zeros: the smallest of all, or two of every four, which GPUs with sparse
+    tensor cores can make use of."""
     sparsity: float = Field(default=0.5, gt=0, lt=1)
     """The part that goes; of channels about that, so that whole registers of eight are left where a layer has more."""
     scope: Literal["global", "layer"] = "global"

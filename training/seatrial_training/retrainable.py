@@ -6,7 +6,7 @@ unpickling anything. Whoever registers writes them; whoever compresses reads the
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from seatrial.errors import InvalidRecipe
 from seatrial.tensors import Signature
 from seatrial_models import architecture, build
+from seatrial_models.gated import add_gates, gates
 from seatrial_models.narrow import load_narrow
 from seatrial_training.recipe import Recipe, load_recipe
 
@@ -28,7 +29,7 @@ RECIPE, LABELS, TOKENIZER = "recipe.yaml", "labels.json", "tokenizer.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrainable:
-    """`weights` and `tokenizer` are files; `tokenizer` is None where the model takes no text."""
+    """`weights` and `tokenizer` are files; `tokenizer` is None where the model takes no text. `gates` are as in `gated.py`."""
 
     architecture: str
     config: Mapping[str, Any]
@@ -36,10 +37,12 @@ class Retrainable:
     recipe: Recipe
     labels: tuple[str, ...]
     tokenizer: Path | None
+    gates: Mapping[str, int] = field(default_factory=dict)
 
     def module(self) -> nn.Module:
         """The module with its weights, in eval mode: as narrow as they are."""
         module = build(self.architecture, self.config)
+        add_gates(module, self.gates)
         load_narrow(module, load_file(self.weights))
         return module.eval()
 
@@ -61,7 +64,9 @@ def write_retrainable(
     network = recipe.architecture
     chosen = architecture(network.name)
     texts = {
-        ARCHITECTURE: json.dumps({"architecture": network.name, "config": network.config}, indent=2),
+        ARCHITECTURE: json.dumps(
+            {"architecture": network.name, "config": network.config, "gates": gates(module)}, indent=2
+        ),
         SIGNATURE: msgspec.json.encode(chosen.signature(chosen.configure(network.config))).decode(),
         RECIPE: recipe.as_yaml(),
         LABELS: json.dumps(labels, indent=2),
@@ -93,4 +98,5 @@ def read_retrainable(model: Path) -> Retrainable | NotRetrainable:
         recipe=recipe,
         labels=tuple(json.loads((folder / LABELS).read_text())),
         tokenizer=folder / TOKENIZER if (folder / TOKENIZER).is_file() else None,
+        gates=described.get("gates", {}),
     )
