@@ -4,7 +4,7 @@ from importlib.metadata import version as installed
 from importlib.util import find_spec
 
 TOOLS = ("onnx", "onnxruntime", "onnxscript", "torch", "torch-pruning")
-OPTIONAL_TOOLS = ("coremltools", "executorch", "nncf", "openvino", "optuna", "tvm")
+OPTIONAL_TOOLS = ("ai_edge_litert", "coremltools", "executorch", "litert_torch", "nncf", "openvino", "optuna", "tvm")
 DISTRIBUTIONS = {"tvm": "apache-tvm"}
 
 
