@@ -43,7 +43,7 @@ def write(program: "ExportedProgram", signature: Signature) -> Path:
     module = _by_name(program, signature)
     add = litert_torch.signature
     for sizes in sizes_of(signature):
-        name = ",".join(f"{axis}={size}" for axis, size in sizes.items()) or "main"
+        name = "x".join(map(str, sizes.values())) or "main"  # with a comma in their names all of them are lost (0.10.0)
         converter = add(name, module, sample_kwargs=_zeros(signature, sizes))
         add = converter.signature
     converter.convert(enable_x64=True).export(MODEL)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 MODEL = "model.pt2"
 AS_MANY_THREADS_AS_SAID = {"cpp.dynamic_threads": True}
 """Otherwise the number of threads of the machine that compiles is written into the code."""
-
-
 CONVERTERS = {"litert": ("litert_torch", "litert-torch")}
 """By the engine that reads what they write, where that does not bring them: the Python package, and the extra that does."""
 

@@ -96,6 +96,8 @@ class _File:
                     lengths |= {shapes[name][at] for name, at in signature.sequence.at.items() if name in shapes}
         except REFUSALS as error:
             raise BundleCorrupt(f"LiteRT cannot load {path}: {error}") from error
+        if not self._programs:
+            raise BundleCorrupt(f"LiteRT found no program with a name in {path}")
         self._lengths = sorted(lengths)
 
     def next_length(self, length: int) -> int:
