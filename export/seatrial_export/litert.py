@@ -41,11 +41,10 @@ def write(program: "ExportedProgram", signature: Signature) -> Path:
 
     pool_whole_images(program)
     module = _by_name(program, signature)
-    add = litert_torch.signature
-    for sizes in sizes_of(signature):
-        name = "x".join(map(str, sizes.values())) or "main"  # with a comma in their names all of them are lost (0.10.0)
-        converter = add(name, module, sample_kwargs=_zeros(signature, sizes))
-        add = converter.signature
+    first, *others = sizes_of(signature)
+    converter = litert_torch.signature(_name(first), module, sample_kwargs=_zeros(signature, first))
+    for sizes in others:
+        converter.signature(_name(sizes), module, sample_kwargs=_zeros(signature, sizes))
     converter.convert(enable_x64=True).export(MODEL)
     return Path(MODEL)
 
@@ -69,6 +68,11 @@ def _lengths(axis: DynamicAxis, signature: Signature) -> Sequence[int]:
     if axis == signature.sequence:
         return sorted({max(axis.min, math.ceil(axis.max / 2**times)) for times in range(HALVINGS + 1)})
     return range(axis.min, axis.max + 1)
+
+
+def _name(sizes: Sizes) -> str:
+    """Without commas: with one in any name litert-torch loses all of them (0.10.0)."""
+    return "x".join(map(str, sizes.values())) or "main"
 
 
 def _zeros(signature: Signature, sizes: Sizes) -> "dict[str, Tensor]":
