@@ -10,7 +10,7 @@ import torch
 
 from seatrial.bundle import Bundle, Draft, EngineSpec, ModelName, write_bundle
 from seatrial.engines import obstacle
-from seatrial.errors import BundleCorrupt, ConversionFailed, EngineFailed
+from seatrial.errors import BundleCorrupt, ConversionFailed, EngineFailed, WrongInput
 from seatrial.tensors import DataType, DynamicAxis, Padding, Signature, TensorSpec
 from seatrial_export import package
 from seatrial_export.candidate import CANDIDATES, LITERT_CPU
@@ -136,6 +136,21 @@ def test_a_size_that_the_file_has_not_got_is_refused_and_the_next_batch_is_answe
     with pytest.raises(EngineFailed, match="refused the batch"):
         engine.predict({"token_ids": np.ones((1, 3), np.float32)})
     assert engine.predict({"token_ids": np.ones((1, 3), np.int64)})["logits"].tolist() == one.tolist()
+
+
+@slow
+def test_an_index_beyond_its_table_is_its_sender_s_fault_and_no_one_else_is_told_of_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime's errors have all earlier ones in them, and grow until the file is opened anew."""
+    monkeypatch.setattr("seatrial_serving.engines.litert.MOST_SAID", 500)
+    said = []
+    for beyond in range(1_000_000, 1_000_009):
+        with pytest.raises(WrongInput, match=f"Got {beyond}") as caught:
+            engine.predict({"token_ids": np.array([[1, beyond]])})
+        said.append(str(caught.value))
+    assert len({len(each) for each in said}) == 1
+    assert engine.predict({"token_ids": np.ones((1, 3), np.int64)})["logits"].shape == (1, CONFIG.classes)
 
 
 @slow

@@ -7,6 +7,7 @@ sizes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,11 +15,15 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from seatrial.bundle import MAIN, Bundle
-from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable
+from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable, WrongInput
 from seatrial.tensors import Array, DataType, Signature, TensorSpec
 
 NOT_TAKEN = (DataType.BYTES, DataType.BF16)
 REFUSALS = (RuntimeError, TypeError, ValueError)
+BEYOND = "index out of bounds"
+"""What the runtime says of an index beyond its table."""
+MOST_SAID = 2**16
+"""Characters of old errors that a file may drag along before it is opened anew."""
 
 Shape: TypeAlias = tuple[int, ...]
 Sizes: TypeAlias = tuple[Shape, ...]
@@ -36,7 +41,8 @@ class LiteRt:
         for spec in (*self.signature.inputs, *self.signature.outputs):
             if spec.datatype in NOT_TAKEN:
                 raise EngineUnavailable(f"wants LiteRT for '{spec.name}', which takes no {spec.datatype}")
-        self._file = _File(bundle.file(bundle.manifest.graphs[MAIN]), self.signature, threads)
+        self._open = partial(_File, bundle.file(bundle.manifest.graphs[MAIN]), self.signature, threads)
+        self._file, self._said = self._open(), ""
 
     def predict(self, inputs: Mapping[str, Array], *, graph: str = "main") -> dict[str, Array]:  # noqa: ARG002 - it has one
         given = {spec.name: inputs[spec.name] for spec in self.signature.inputs}
@@ -45,12 +51,22 @@ class LiteRt:
             raise EngineFailed(f"LiteRT refused the batch: the shapes {asked} have other axes than the signature")
         try:
             answers = [ask(**piece) for ask, piece in self._file.pieces(self._lengthened(given))]
-        except REFUSALS as error:
+        except (TypeError, ValueError) as error:
             raise EngineFailed(f"LiteRT refused the batch: {error}") from error
+        except RuntimeError as error:
+            why = self._news(str(error))
+            raise (WrongInput if BEYOND in why else EngineFailed)(f"LiteRT refused the batch: {why}") from None
         return {spec.name: self._joined(spec.name, answers, asked) for spec in self.signature.outputs}
 
     def close(self) -> None:
         self._file.close()
+
+    def _news(self, said: str) -> str:
+        """What was said last: an error of the runtime says everything that it ever said before, of others' batches (2.3.0)."""
+        news, self._said = said.removeprefix(self._said), said
+        if len(said) > MOST_SAID:
+            self._file, self._said = self._open(), ""
+        return news
 
     def _lengthened(self, given: Mapping[str, Array]) -> Mapping[str, Array]:
         """With rows as long as the next length that the file has."""
