@@ -23,6 +23,7 @@ EXTRAS = {
     "export": ("torch", "onnx", "onnxscript", "onnxruntime", "torch_pruning"),
     "bentoml": ("bentoml",),
     "executorch": ("executorch",),
+    "litert": ("ai_edge_litert",),
     "openvino": ("openvino",),
     "s3": ("boto3",),
 }

@@ -53,6 +53,7 @@ ENGINES: Mapping[str, Kind] = {
     "tensorrt": Kind(package="tensorrt", extra="tensorrt", gpu=True),
     "onnxruntime-web": Kind(programs=BROWSERS, elsewhere=True),
     "tvm": Kind(package="tvm", extra="tvm"),
+    "litert": Kind(package="ai_edge_litert", extra="litert"),
     "coreml": Kind(package="coremltools", extra="coreml", system="Darwin", elsewhere=True),
 }
 

@@ -262,6 +262,8 @@ class Workshop:
     def _package(self, candidate: Candidate) -> Built:
         if self.source.program.suffix != TORCH_PROGRAM:
             raise _NotApplicable("the model version is an ONNX file, and this is made of torch's programs alone")
+        if why := package.obstacle(candidate.engine.name):
+            raise _NotApplicable(why)
         self.tell(candidate.name, "compiling" if candidate.bound else "packaging")
         folder = self.folder / f"package-{candidate.name}"
         job = package.Job(

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seatrial.tensors import Signature
+from seatrial_export.pooling import pool_whole_images
 from seatrial_export.retrace import largest, retraced
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-    from torch.fx import Node
 
 MODEL = "model.pte"
 
@@ -34,24 +34,3 @@ def write(program: "ExportedProgram", signature: Signature) -> Path:
     path = Path(MODEL)
     path.write_bytes(lowered.to_executorch().buffer)
     return path
-
-
-def pool_whole_images(program: "ExportedProgram") -> None:
-    """Say adaptive pooling whose windows are all alike as the pooling that ExecuTorch has; it has no adaptive one of maxima."""
-    import torch
-
-    aten = torch.ops.aten
-    for node in list(program.graph.nodes):
-        if node.target is aten.adaptive_max_pool2d.default and (window := _window(node)):
-            node.target, node.args = aten.max_pool2d_with_indices.default, (node.args[0], window, window)
-    program.graph.lint()
-
-
-def _window(node: "Node") -> list[int] | None:
-    """How many pixels become one; None where the windows differ or the image's size varies."""
-    image, wanted = node.args[0], node.args[1]
-    sizes = image.meta["val"].shape[-2:]  # type: ignore[union-attr] # the graph is torch's: its argument is a node
-    pairs = list(zip(sizes, wanted, strict=True))  # type: ignore[arg-type] # and two integers
-    if any(not isinstance(size, int) or size % into for size, into in pairs):
-        return None
-    return [size // into for size, into in pairs]

@@ -1,18 +1,19 @@
 """The child that makes of a program what an engine of torch's family serves: `python -P -m seatrial_export.package job.json`.
 
 Either the program itself, without its example inputs, which torch would unpickle; or what AOTInductor compiles of it, which
-takes g++ and holds machine code for CPUs like this one; or its operators as TorchScript; or what ExecuTorch, coremltools or TVM
-make of it.
+takes g++ and holds machine code for CPUs like this one; or its operators as TorchScript; or what ExecuTorch, coremltools, TVM or
+litert-torch make of it.
 """
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from seatrial.tensors import Signature
-from seatrial_export import child, coreml, executorch, torchscript, tvm
+from seatrial_export import child, coreml, executorch, litert, torchscript, tvm
 from seatrial_export.retrace import largest, retraced, row_after_row
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 MODEL = "model.pt2"
 AS_MANY_THREADS_AS_SAID = {"cpp.dynamic_threads": True}
 """Otherwise the number of threads of the machine that compiles is written into the code."""
+CONVERTERS = {"litert": ("litert_torch", "litert-torch")}
+"""By the engine that reads what they write, where that does not bring them: the Python package, and the extra that does."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +38,14 @@ class Packaged(msgspec.Struct, frozen=True, kw_only=True):
     """The file, in the child's folder; where it lies in a folder of its own, all of that belongs to it."""
 
     model: str
+
+
+def obstacle(engine: str) -> str | None:
+    """Why nothing can be written here for `engine`, though it may run, in one clause; None if it can."""
+    name, extra = CONVERTERS.get(engine, ("", ""))
+    if name and find_spec(name) is None:
+        return f"the Python package '{name}' is not installed; pip install 'seatrial[{extra}]' brings it"
+    return None
 
 
 def package(job: Job) -> Packaged:
@@ -70,6 +81,7 @@ WRITERS: Mapping[str, Callable[["ExportedProgram", Signature], Path]] = {
     "executorch": executorch.write,
     "coreml": coreml.write,
     "tvm": lambda program, _: tvm.write(program),
+    "litert": litert.write,
 }
 """By the engine that reads what they write. Each writes into the working directory."""
 

@@ -7,7 +7,7 @@ from seatrial import engines
 from seatrial_export.candidate import TENSORRT
 
 TOOLS = ("onnx", "onnxruntime", "onnxscript", "torch", "torch-pruning")
-OPTIONAL_TOOLS = ("coremltools", "executorch", "nncf", "openvino", "optuna", "tvm")
+OPTIONAL_TOOLS = ("ai_edge_litert", "coremltools", "executorch", "litert_torch", "nncf", "openvino", "optuna", "tvm")
 DISTRIBUTIONS = {"tvm": "apache-tvm"}
 
 

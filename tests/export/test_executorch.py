@@ -15,7 +15,7 @@ from seatrial.engines import obstacle
 from seatrial.errors import BundleCorrupt, EngineFailed
 from seatrial_export.candidate import CANDIDATES, EXECUTORCH_CPU
 from seatrial_export.exam import set_exam
-from seatrial_export.executorch import pool_whole_images
+from seatrial_export.pooling import pool_whole_images
 from seatrial_export.program import reference
 from seatrial_export.verify import verify
 from seatrial_models import architecture

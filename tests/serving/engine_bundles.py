@@ -17,8 +17,8 @@ from tests.serving.models import BIAS, SIGNATURE, WEIGHTS, LinearBundle, linear_
 from tests.tools import absent
 
 LIMITS = Limits(time_s=240, memory_bytes=4 * 2**30, threads=1)
-OF_TORCH = ("torch-export", "aotinductor", "torchscript", "executorch", "tvm")
-NOT_IN_DEV = ("coreml", "executorch", "onnxruntime-web", "tensorrt", "tvm")
+OF_TORCH = ("torch-export", "aotinductor", "torchscript", "executorch", "tvm", "litert")
+NOT_IN_DEV = ("coreml", "executorch", "litert", "onnxruntime-web", "tensorrt", "tvm")
 SIZE, LAYERS = 512, 4
 HEAVY = Signature(
     inputs=(TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, SIZE)),),
@@ -36,6 +36,8 @@ def linear_bundle(engine: str, folder: Path, *, beside: Mapping[str, Path] | Non
     hardware: Hardware | None = None
     if why := obstacle(EngineSpec(name=engine)):
         (pytest.skip if engine in NOT_IN_DEV else absent)(why)
+    if why := package.obstacle(engine):
+        pytest.skip(why)
     if engine in OF_TORCH:
         model = packaged(linear_program(folder / "linear.pt2"), folder, engine=engine, signature=SIGNATURE)
         hardware = fingerprint(engine) if engine in ("aotinductor", "tvm") else None
@@ -110,7 +112,7 @@ def heavy_bundle(engine: str, folder: Path) -> Bundle:
 def packaged(program: Path, folder: Path, *, engine: str, signature: Signature) -> Path:
     place = folder / f"package-{engine}"
     job = package.Job(program=str(program), engine=engine, signature=signature)
-    if engine in ("aotinductor", "executorch", "tvm"):
+    if engine in ("aotinductor", "executorch", "litert", "tvm"):
         made = child.run("seatrial_export.package", job, folder=place, answer=package.Packaged, limits=LIMITS)
     else:  # takes no child of its own, and another import of torch is most of what one takes
         place.mkdir()

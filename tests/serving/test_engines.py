@@ -35,6 +35,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 MARKS = {
     "aotinductor": pytest.mark.slow,
     "executorch": pytest.mark.slow,
+    "litert": pytest.mark.slow,
     "tensorrt": pytest.mark.gpu,
     "onnxruntime-web": pytest.mark.slow,
     "tvm": pytest.mark.slow,
@@ -133,6 +134,7 @@ def test_warm_up_runs_every_size(engine: Engine) -> None:
         "torchscript",
         pytest.param("aotinductor", marks=pytest.mark.slow),
         pytest.param("executorch", marks=pytest.mark.slow),
+        pytest.param("litert", marks=pytest.mark.slow),
     ],
 )
 def heavy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:

@@ -115,5 +115,6 @@ OPENERS: Mapping[str, Callable[[Bundle, int, bool], Engine]] = {
     "onnxruntime-web": _opener("web"),
     "coreml": _opener("coreml"),
     "tvm": _opener("tvm"),
+    "litert": _opener("litert"),
 }
 """Engines by the name that a manifest gives them. Adding one here enrols it in the shared contract tests."""

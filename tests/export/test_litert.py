@@ -1,0 +1,207 @@
+"""A program as LiteRT runs it: a file with a few fixed sizes, and batches of any size that are put together from them."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from seatrial.bundle import Bundle, Draft, EngineSpec, ModelName, write_bundle
+from seatrial.engines import obstacle
+from seatrial.errors import BundleCorrupt, ConversionFailed, EngineFailed, WrongInput
+from seatrial.tensors import DataType, DynamicAxis, Padding, Signature, TensorSpec
+from seatrial_export import package
+from seatrial_export.candidate import CANDIDATES, LITERT_CPU
+from seatrial_export.exam import set_exam
+from seatrial_export.litert import sizes_of
+from seatrial_export.program import reference
+from seatrial_export.verify import verify
+from seatrial_models import ARCHITECTURES, architecture
+from seatrial_models.program import to_program
+from seatrial_serving.engines import Engine, open_engine
+from tests.serving.engine_bundles import packaged
+
+TRANSFORMER = architecture("text-transformer")
+CONFIG = TRANSFORMER.small[0]
+SIGNATURE = TRANSFORMER.signature(CONFIG)
+[LITERT] = [candidate for candidate in CANDIDATES if candidate.target == LITERT_CPU]
+slow = pytest.mark.slow
+
+
+def test_without_its_runtime_or_its_converter_it_is_told_what_brings_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seatrial.engines.find_spec", lambda _: None)
+    monkeypatch.setattr("seatrial_export.package.find_spec", lambda _: None)
+    why = "the Python package 'ai_edge_litert' is not installed; pip install 'seatrial[litert]' brings it"
+    assert obstacle(EngineSpec(name="litert")) == why
+    why = "the Python package 'litert_torch' is not installed; pip install 'seatrial[litert-torch]' brings it"
+    assert package.obstacle("litert") == why
+    assert package.obstacle("torchscript") is None
+
+
+# The sizes of a file
+
+
+def of(shape: tuple[int, ...], *axes: DynamicAxis, padding: Padding | None = None) -> Signature:
+    tensors = [TensorSpec(name=name, datatype=DataType.FP32, shape=shape) for name in ("x", "y")]
+    return Signature(inputs=(tensors[0],), outputs=(tensors[1],), dynamic_axes=axes, padding=padding)
+
+
+def axis(name: str, index: int, most: int, *, least: int = 1) -> DynamicAxis:
+    return DynamicAxis(name=name, at={"x": index, "y": index}, min=least, max=most)
+
+
+def test_a_batch_is_put_together_from_three_sizes_as_far_as_there_is_room() -> None:
+    assert sizes_of(of((-1, 4), axis("batch", 0, 64))) == [{"batch": 1}, {"batch": 8}, {"batch": 32}]
+    assert sizes_of(of((-1, 4), axis("batch", 0, 16))) == [{"batch": 1}, {"batch": 8}]
+    assert sizes_of(of((3, 4))) == [{}]
+
+
+def test_lengths_that_may_be_padded_are_halved_and_all_others_are_there() -> None:
+    batch, tokens = axis("batch", 0, 64), axis("tokens", 1, 100, least=5)
+    padded = sizes_of(of((-1, -1), batch, tokens, padding=Padding(axis="tokens", values={"x": 0})))
+    assert [size["tokens"] for size in padded] == [13, 25, 50, 100] * 3
+    whole = sizes_of(of((-1, -1), batch, axis("columns", 1, 6, least=3)))
+    assert [(size["batch"], size["columns"]) for size in whole] == [
+        (rows, columns) for rows in (1, 8, 32) for columns in (3, 4, 5, 6)
+    ]
+
+
+def test_there_are_fewer_rows_where_there_are_many_lengths_and_too_many_lengths_are_refused() -> None:
+    batch = axis("batch", 0, 64)
+    assert {size["batch"] for size in sizes_of(of((-1, -1), batch, axis("columns", 1, 12)))} == {1, 8}
+    assert {size["batch"] for size in sizes_of(of((-1, -1), batch, axis("columns", 1, 24)))} == {1}
+    with pytest.raises(ConversionFailed, match="fixed sizes alone, a file has 24 at most, and columns has 25"):
+        sizes_of(of((-1, -1), batch, axis("columns", 1, 25)))
+    rows = DynamicAxis(name="batch", at={"x": 1, "y": 0}, max=64)
+    with pytest.raises(ConversionFailed, match="and batch has 64"):
+        sizes_of(of((-1, -1), rows))
+
+
+# In its runtime
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    place = tmp_path_factory.mktemp("program") / "model.pt2"
+    torch.export.save(to_program(TRANSFORMER.build(CONFIG).eval(), TRANSFORMER.example(CONFIG, 3), SIGNATURE), place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def model(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("litert_torch", exc_type=ImportError)
+    return packaged(program, tmp_path_factory.mktemp("converted"), engine="litert", signature=SIGNATURE)
+
+
+def bundle_of(model: Path, place: Path, signature: Signature = SIGNATURE) -> Bundle:
+    draft = Draft(
+        model=ModelName(name="converted", version="1"),
+        variant=LITERT.variant_name(()),
+        signature=signature,
+        engine=LITERT.engine,
+        graphs={"main": model.name},
+        files={model.name: model},
+        golden=(),
+        source_bounds={},
+        rerun_bounds={},
+    )
+    return write_bundle(draft, place)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with closing(open_engine(bundle_of(model, tmp_path_factory.mktemp("bundles")), threads=1)) as opened:
+        yield opened
+
+
+@slow
+def test_litert_answers_as_the_program_at_every_size_and_in_company(engine: Engine, program: Path) -> None:
+    rows = {name: tensor.numpy() for name, tensor in TRANSFORMER.example(CONFIG, 24).items()}
+    exam = set_exam(SIGNATURE, rows, reference(program, SIGNATURE))
+    assert {axis.name for axis in SIGNATURE.dynamic_axes} == {case.axis for case in exam.cases if case.axis}
+    assert verify(LITERT, engine.predict, exam).agreement.max_absolute < 5e-6
+
+
+@slow
+def test_a_size_that_the_file_has_not_got_is_refused_and_the_next_batch_is_answered(engine: Engine) -> None:
+    """The runtime would take it, and answer with what it computed from other sizes."""
+    one = engine.predict({"token_ids": np.ones((1, 3), np.int64)})["logits"]
+    with pytest.raises(EngineFailed, match=r"has no program for the shapes \{'token_ids': \(2, 13\)\}"):
+        engine.predict({"token_ids": np.ones((2, 13), np.int64)})
+    with pytest.raises(EngineFailed, match="have other axes than the signature"):
+        engine.predict({"token_ids": np.ones(3, np.int64)})
+    with pytest.raises(EngineFailed, match="refused the batch"):
+        engine.predict({"token_ids": np.ones((1, 3), np.float32)})
+    assert engine.predict({"token_ids": np.ones((1, 3), np.int64)})["logits"].tolist() == one.tolist()
+
+
+@slow
+def test_an_index_beyond_its_table_is_its_sender_s_fault_and_no_one_else_is_told_of_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime's errors have all earlier ones in them, and grow until the file is opened anew."""
+    monkeypatch.setattr("seatrial_serving.engines.litert.MOST_SAID", 500)
+    said = []
+    for beyond in range(1_000_000, 1_000_009):
+        with pytest.raises(WrongInput, match=f"Got {beyond}") as caught:
+            engine.predict({"token_ids": np.array([[1, beyond]])})
+        said.append(str(caught.value))
+    assert len({len(each) for each in said}) == 1
+    assert engine.predict({"token_ids": np.ones((1, 3), np.int64)})["logits"].shape == (1, CONFIG.classes)
+
+
+@slow
+def test_a_file_without_single_rows_says_what_it_cannot_put_together(model: Path, tmp_path: Path) -> None:
+    with closing(open_engine(bundle_of(model, tmp_path), threads=1)) as opened:
+        for programs in opened._file._programs.values():  # type: ignore[attr-defined] # the engine is LiteRt
+            del programs[1]
+        assert opened.predict({"token_ids": np.ones((40, 3), np.int64)})["logits"].shape == (40, CONFIG.classes)
+        with pytest.raises(EngineFailed, match=r"programs for \[8, 32\] rows, which do not add up to 41"):
+            opened.predict({"token_ids": np.ones((41, 3), np.int64)})
+
+
+@slow
+def test_a_file_says_nothing_of_where_it_was_made_and_is_the_same_when_made_again(
+    program: Path, model: Path, tmp_path: Path
+) -> None:
+    content = model.read_bytes()
+    assert b"site-packages" not in content
+    assert str(program.parent).encode() not in content
+    assert packaged(program, tmp_path, engine="litert", signature=SIGNATURE).read_bytes() == content
+
+
+@slow
+@pytest.mark.parametrize("kept", [0, 40, 5000])
+def test_a_file_that_is_cut_off_is_corrupt(model: Path, kept: int, tmp_path: Path) -> None:
+    cut = tmp_path / model.name
+    cut.write_bytes(model.read_bytes()[:kept])
+    with pytest.raises(BundleCorrupt, match="LiteRT cannot load"):
+        open_engine(bundle_of(cut, tmp_path / "bundles"), threads=1)
+
+
+@slow
+def test_a_file_with_other_tensors_than_its_signature_is_corrupt(model: Path, tmp_path: Path) -> None:
+    other = TensorSpec(name="token_ids", datatype=DataType.INT32, shape=(-1, -1))
+    signature = Signature(inputs=(other,), outputs=SIGNATURE.outputs, dynamic_axes=SIGNATURE.dynamic_axes)
+    with pytest.raises(BundleCorrupt, match="LiteRT found the tensors"):
+        open_engine(bundle_of(model, tmp_path, signature), threads=1)
+
+
+@slow
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != TRANSFORMER.name])
+def test_each_architecture_of_the_zoo_converts_and_agrees(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("litert_torch", exc_type=ImportError)
+    zoo = architecture(name)
+    config = zoo.small[0]
+    signature = zoo.signature(config)
+    torch.manual_seed(0)
+    program = tmp_path / "program.pt2"
+    torch.export.save(to_program(zoo.build(config).eval(), zoo.example(config, 3), signature), program)
+    model = packaged(program, tmp_path, engine="litert", signature=signature)
+    rows = {each: tensor.numpy() for each, tensor in zoo.example(config, 24).items()}
+    exam = set_exam(signature, rows, reference(program, signature))
+    with closing(open_engine(bundle_of(model, tmp_path / "bundles", signature), threads=1)) as opened:
+        assert verify(LITERT, opened.predict, exam).agreement.max_absolute < 1e-5
