@@ -5,18 +5,15 @@ the sizes those of the contract tests.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
 
 from benchmarks.bench import Bench
-from benchmarks.intervals import ratio
+from benchmarks.stands import played
 from benchmarks.tables import table
 from seatrial.registry import ModelVersion
 from seatrial.settings import load_settings
@@ -32,22 +29,23 @@ from seatrial_export.candidate import (
     Candidate,
     Lost,
 )
-from seatrial_export.child import child_limits
-from seatrial_export.samples import Inputs, repeat
+from seatrial_export.child import Limits, child_limits
+from seatrial_export.measure import ratio
+from seatrial_export.samples import repeat, write_arrays
 from seatrial_export.source import Source
+from seatrial_export.stand import Stand, Terms
 from seatrial_export.trial import Verified, ask_source, examine
 from seatrial_models import ARCHITECTURES
 from seatrial_models.architecture import Architecture
 from seatrial_models.program import to_program
-from seatrial_serving.engines import Engine, open_engine
 from seatrial_training.retrainable import NotRetrainable
 
 ON_CPU = tuple(each for each in CANDIDATES if not each.lossy and each.target.endswith("-cpu"))
 SHOWN = (*ON_CPU, *(each for each in CANDIDATES if each.target in (ONNX_WEB, COREML)))
 """What runs elsewhere, too: in a browser if there is one, and what can only be built with `unverified` as its reason."""
 MUST = tuple(each for each in ON_CPU if each.target not in (AOTI_CPU, LITERT_CPU, TVM_CPU))
-ROWS, BATCH, CALLS = 64, 32, 30
-"""Rows that everybody is asked; of those, rows in a call that is timed; calls in a round."""
+ROWS, BATCH = 64, 32
+"""Rows that everybody is asked; of those, rows in a call that is timed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +66,8 @@ def measure(bench: Bench) -> str:
     task = bench.progress.add_task("matrix", total=len(ARCHITECTURES))
     found: dict[str, dict[Candidate, Cell]] = {}
     for name, architecture in ARCHITECTURES.items():
-        with tempfile.TemporaryDirectory(dir=bench.place) as place, ExitStack() as engines:
-            found[name] = _cells(architecture, Path(place), engines, rounds=bench.rounds)
+        with tempfile.TemporaryDirectory(dir=bench.place) as place:
+            found[name] = _cells(architecture, Path(place), rounds=bench.rounds, for_s=bench.seconds)
         bench.progress.advance(task)
     return report(found)
 
@@ -96,16 +94,15 @@ def report(found: Mapping[str, Mapping[Candidate, Cell]]) -> str:
     return "\n\n".join([summary, matrix, *(["\n".join(reasons)] if reasons else [])])
 
 
-def _cells(architecture: Architecture[Any], place: Path, engines: ExitStack, *, rounds: int) -> dict[Candidate, Cell]:
-    source = source_of(architecture, place)
-    examined = list(_examined(source, place))
-    verified = {each.candidate: each for each in examined if isinstance(each, Verified)}
-    opened = {
-        candidate: engines.enter_context(closing(open_engine(each.bundle, threads=1)))
-        for candidate, each in verified.items()
-    }
-    alone, together = (_times(opened, repeat(source.rows, rows), rounds=rounds) for rows in (1, BATCH))
-    [base] = [candidate for candidate in opened if candidate.target == ONNX_CPU]
+def _cells(architecture: Architecture[Any], place: Path, *, rounds: int, for_s: float) -> dict[Candidate, Cell]:
+    source, limits = source_of(architecture, place), child_limits(load_settings())
+    with Stand(place / "stand", Terms.of(limits, threads=1, call_s=limits.time_s)) as stand:
+        examined = list(_examined(source, place, limits, stand))
+        bundles = {each.candidate: each.bundle for each in examined if isinstance(each, Verified)}
+        alone, together = (
+            played(bundles, stand, _calls(source, place, rows), for_s=for_s, at_least=rounds) for rows in (1, BATCH)
+        )
+    [base] = [candidate for candidate in bundles if candidate.target == ONNX_CPU]
     cells = {}
     for each in examined:
         if isinstance(each, Lost):
@@ -143,35 +140,20 @@ def source_of(architecture: Architecture[Any], place: Path) -> Source:
     )
 
 
-def _examined(source: Source, place: Path) -> Iterator[Verified | Lost]:
-    settings = load_settings()
-    workshop = Workshop(
-        source=source, folder=place, settings=settings, limits=child_limits(settings), tell=lambda *_: None
-    )
+def _calls(source: Source, place: Path, rows: int) -> Path:
+    calls = place / f"calls-{rows}.npz"
+    write_arrays(calls, repeat(source.rows, rows))
+    return calls
+
+
+def _examined(source: Source, place: Path, limits: Limits, stand: Stand) -> Iterator[Verified | Lost]:
+    workshop = Workshop(source=source, folder=place, settings=load_settings(), limits=limits, tell=lambda *_: None)
     with building(SHOWN, workshop) as underway:
         questions = ask_source(source)
         built: list[Built | Lost] = [underway[each].result() for each in SHOWN]
     for each in built:
-        yield each if isinstance(each, Lost) else examine(each, source, questions, store=place / "bundles", threads=1)
-
-
-def _times(opened: Mapping[Candidate, Engine], inputs: Inputs, *, rounds: int) -> dict[Candidate, list[float]]:
-    """The median call of each round, everybody's turn coming at another time in each."""
-    found: dict[Candidate, list[float]] = {candidate: [] for candidate in opened}
-    order: Sequence[Candidate] = list(opened)
-    for candidate in order:
-        _median_s(opened[candidate], inputs)
-    for _ in range(rounds):
-        for candidate in order:
-            found[candidate].append(_median_s(opened[candidate], inputs))
-        order = [*order[1:], order[0]]
-    return found
-
-
-def _median_s(engine: Engine, inputs: Inputs) -> float:
-    took = []
-    for _ in range(CALLS):
-        began = perf_counter()
-        engine.predict(inputs)
-        took.append(perf_counter() - began)
-    return median(took)
+        yield (
+            each
+            if isinstance(each, Lost)
+            else examine(each, source, questions, store=place / "bundles", threads=1, opened=stand.opened)
+        )

@@ -10,10 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from benchmarks.bench import Bench
 from benchmarks.exports import FP32, Case, export
 from benchmarks.peer import SERVICES, environment
 from benchmarks.rounds import Lost
+from benchmarks.stands import played
 from benchmarks.tables import table
 from seatrial.bundle import MAIN, Bundle, Draft, open_bundle, write_bundle
 from seatrial.bundle.evidence import Quality
@@ -33,10 +32,9 @@ from seatrial_export import candidate as candidates
 from seatrial_export.build import Built
 from seatrial_export.candidate import Candidate, Compression, Precision, named
 from seatrial_export.export import Examined, Request, Work
-from seatrial_export.measure import Rounds, ratio
+from seatrial_export.measure import ratio
 from seatrial_export.quality import by_labels
 from seatrial_export.samples import repeat, write_arrays
-from seatrial_export.stand import Stand
 from seatrial_export.trial import examine
 from seatrial_serving.engines import open_engine
 
@@ -91,7 +89,9 @@ def _compare(case: Case, place: Path, bench: Bench, *, transformer: bool) -> tup
             THEIRS: _theirs(case, examined, place / "olive", bench, transformer=transformer),
         }
         bundles = {FP32: base.bundle} | {name: side.bundle for name, side in sides.items()}
-        taken = _timed(bundles, examined, stand, place)
+        calls = place / "calls.npz"
+        write_arrays(calls, repeat(examined.source.rows, BATCH))
+        taken = played(bundles, stand, calls, for_s=TIMED_FOR_S)
     ours, theirs = sides[OURS], sides[THEIRS]
     faster, spent = ratio(taken[THEIRS], taken[OURS]), ours.seconds / theirs.seconds
     must = [
@@ -188,17 +188,3 @@ def _quality(bundle: Bundle, examined: Examined) -> Quality:
     assert held_out is not None, "a model without labels: this is a bug"
     with closing(open_engine(bundle, threads=1)) as engine:
         return by_labels(engine.predict, held_out)
-
-
-def _timed(
-    bundles: Mapping[str, Bundle], examined: Examined, stand: Stand, place: Path
-) -> dict[str, Mapping[int, float]]:
-    """Milliseconds of a full batch, in rounds of turns, each engine in a process of its own."""
-    calls = place / "calls.npz"
-    write_arrays(calls, repeat(examined.source.rows, BATCH))
-    mounted = {name: stand.mount(bundle, inputs=calls) for name, bundle in bundles.items()}
-    rounds = Rounds({name: partial(engine.call, calls) for name, engine in mounted.items()})
-    rounds.play(list(mounted), for_s=TIMED_FOR_S)
-    for engine in mounted.values():
-        engine.close()
-    return {name: rounds.medians(name) for name in mounted}
