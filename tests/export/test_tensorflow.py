@@ -245,6 +245,21 @@ def test_a_graph_that_reaches_beyond_itself_is_refused(
 
 
 @slow
+def test_calling_it_the_function_that_keeps_weights_does_not_help(changed: Path, tmp_path: Path) -> None:
+    rewritten(changed.parent, saving)
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    model = SavedModel.FromString(changed.read_bytes())
+    [graph] = model.meta_graphs
+    graph.saver_def.restore_op_name = graph.signature_def["1x12"].outputs["logits"].name.partition(":")[0]
+    [node] = (node for node in graph.graph_def.node if node.name == graph.saver_def.restore_op_name)
+    assert "signature_wrapper" in node.attr["f"].func.name
+    changed.write_bytes(model.SerializeToString())
+    with pytest.raises(BundleCorrupt, match=r"has the operators .*SaveV2"):
+        open_engine(bundle_of(changed, tmp_path / "bundles"), threads=1)
+
+
+@slow
 def test_a_file_that_the_manifest_does_not_list_is_refused(model: Path, tmp_path: Path) -> None:
     bundle = bundle_of(model, tmp_path)
     stray = bundle.path / model.parent.name / "fingerprint.pb"

@@ -107,9 +107,13 @@ def _check_operators(entry: Path) -> None:
 
 
 def _functions_that_keep(graph: MetaGraphDef) -> set[str]:
-    """The names of those that write and read the files of weights; nobody calls them here."""
+    """The names of those that write and read the files of weights, unless whoever loads the graph might call them too."""
     nodes = {graph.saver_def.save_tensor_name.partition(":")[0], graph.saver_def.restore_op_name}
-    return {node.attr["f"].func.name for node in graph.graph_def.node if node.name in nodes}
+    keeping = {node.attr["f"].func.name for node in graph.graph_def.node if node.name in nodes}
+    others = (each for each in graph.graph_def.library.function if each.signature.name not in keeping)
+    values = (value for function in others for node in function.node_def for value in node.attr.values())
+    called = {function.name for value in values for function in (value.func, *value.list.func)}
+    return keeping - called - set(graph.object_graph_def.concrete_functions)
 
 
 def _load(folder: Path, signature: Signature) -> FixedSizes:
