@@ -25,7 +25,7 @@ FINGERPRINT = "fingerprint.pb"
 SERVING_DEFAULT = "serving_default"
 """The signature that other servers ask unless they are told another: that of the largest size."""
 VERSION = 9
-"""Of the operator that runs StableHLO: TensorFlow 2.14 and later know it."""
+"""How the operator is told its StableHLO. TensorFlow 2.21 knows one more, which is for several devices."""
 
 
 def write(program: "ExportedProgram", signature: Signature) -> Path:
