@@ -142,7 +142,8 @@ def _asking(function: Any, loaded: Any) -> Ask:
 
     def ask(**given: Array) -> Mapping[str, Array]:
         assert loaded is not None
-        return {name: answer.numpy() for name, answer in function(**given).items()}
+        tensors = {name: tf.constant(array) for name, array in given.items()}  # of arrays it would change the type
+        return {name: answer.numpy() for name, answer in function(**tensors).items()}
 
     return ask
 
