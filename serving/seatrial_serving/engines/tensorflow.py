@@ -96,7 +96,7 @@ def _check_operators(entry: Path) -> None:
     try:
         [graph] = SavedModel.FromString(entry.read_bytes()).meta_graphs
     except (DecodeError, ValueError) as error:
-        raise BundleCorrupt(f"TensorFlow cannot load {entry}: {error or 'it is no SavedModel'}") from error
+        raise BundleCorrupt(f"TensorFlow cannot load {entry}: {str(error) or 'it is no SavedModel'}") from error
     keeping = _functions_that_keep(graph)
     found = {node.op for node in graph.graph_def.node}
     for function in graph.graph_def.library.function:
