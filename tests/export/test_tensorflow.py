@@ -1,8 +1,6 @@
 """A program as TensorFlow runs it: a SavedModel with a few fixed sizes, and nothing in it that export did not write."""
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -25,7 +23,7 @@ from seatrial_export.verify import verify
 from seatrial_models import ARCHITECTURES, architecture
 from seatrial_models.program import to_program
 from seatrial_serving.engines import Engine, open_engine
-from tests.serving.engine_bundles import HEAVY, SIZE, belonging, heavy_program, packaged
+from tests.serving.engine_bundles import belonging, packaged
 
 TRANSFORMER = architecture("text-transformer")
 CONFIG = TRANSFORMER.small[0]
@@ -156,39 +154,6 @@ def test_a_saved_model_says_nothing_of_where_it_was_made_and_is_the_same_when_ma
     }  # fmt: skip
     assert not any(word in content for content in here.values() for word in (b"site-packages", bytes(program.parent)))
     assert contents(converted(program, tmp_path, SIGNATURE)) == here
-
-
-THREADS = """
-import sys
-from contextlib import closing
-from pathlib import Path
-import numpy as np
-from seatrial.bundle import open_bundle
-from seatrial_serving.engines import open_engine
-
-def ran_ns():
-    return {task.name: int((task / "schedstat").read_text().split()[0]) for task in Path("/proc/self/task").iterdir()}
-
-threads, size = int(sys.argv[2]), int(sys.argv[3])
-x = {"x": np.ones((size, size), np.float32)}
-with closing(open_engine(open_bundle(Path(sys.argv[1])), threads=threads)) as engine:
-    engine.predict(x)
-    before = ran_ns()
-    for _ in range(20):
-        engine.predict(x)
-    worked = [ran - before.get(thread, 0) for thread, ran in ran_ns().items()]
-print(sum(took > sum(worked) / 10 for took in worked))
-"""
-
-
-@slow
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_process_computes_with_the_threads_that_its_first_engine_was_given(threads: int, tmp_path: Path) -> None:
-    model = converted(heavy_program(tmp_path / "heavy.pt2"), tmp_path, HEAVY)
-    bundle = bundle_of(model, tmp_path / "bundles", HEAVY)
-    asked = [sys.executable, "-c", THREADS, str(bundle.path), str(threads), str(SIZE)]
-    told = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True, timeout=200)
-    assert int(told.stdout) == threads
 
 
 # What is not loaded
