@@ -25,6 +25,7 @@ from seatrial_export.candidate import (
     LITERT_CPU,
     ONNX_CPU,
     ONNX_WEB,
+    TENSORFLOW_CPU,
     TVM_CPU,
     Candidate,
     Lost,
@@ -43,7 +44,7 @@ from seatrial_training.retrainable import NotRetrainable
 ON_CPU = tuple(each for each in CANDIDATES if not each.lossy and each.target.endswith("-cpu"))
 SHOWN = (*ON_CPU, *(each for each in CANDIDATES if each.target in (ONNX_WEB, COREML)))
 """What runs elsewhere, too: in a browser if there is one, and what can only be built with `unverified` as its reason."""
-MUST = tuple(each for each in ON_CPU if each.target not in (AOTI_CPU, LITERT_CPU, TVM_CPU))
+MUST = tuple(each for each in ON_CPU if each.target not in (AOTI_CPU, LITERT_CPU, TENSORFLOW_CPU, TVM_CPU))
 ROWS, BATCH = 64, 32
 """Rows that everybody is asked; of those, rows in a call that is timed."""
 

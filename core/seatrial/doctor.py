@@ -24,6 +24,7 @@ EXTRAS = {
     "bentoml": ("bentoml",),
     "executorch": ("executorch",),
     "litert": ("ai_edge_litert",),
+    "tensorflow": ("tensorflow",),
     "openvino": ("openvino",),
     "s3": ("boto3",),
 }

@@ -54,6 +54,7 @@ ENGINES: Mapping[str, Kind] = {
     "onnxruntime-web": Kind(programs=BROWSERS, elsewhere=True),
     "tvm": Kind(package="tvm", extra="tvm"),
     "litert": Kind(package="ai_edge_litert", extra="litert"),
+    "tensorflow": Kind(package="tensorflow", extra="tensorflow"),
     "coreml": Kind(package="coremltools", extra="coreml", system="Darwin", elsewhere=True),
 }
 
@@ -117,7 +118,7 @@ def installed(engine: str) -> str:
     if found := program(engine):
         return found
     package = ENGINES[engine].package
-    for name in (package, f"{package}-gpu", f"{package}-cu13", f"{package}-cu12", f"apache-{package}"):
+    for name in (package, *(f"{package}-{kind}" for kind in ("cpu", "gpu", "cu13", "cu12")), f"apache-{package}"):
         try:
             return version(name)
         except PackageNotFoundError:

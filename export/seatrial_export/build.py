@@ -239,7 +239,9 @@ class Workshop:
         )
         limits = replace(self.limits, time_s=self.settings.export.fine_tune_s, threads=threads)
         pruned = self._run_for(prune, job, folder, prune.Pruned, limits=limits)
-        note = f"the time was over when {candidate.name} was in epoch {pruned.epochs} of its fine-tuning's {pruned.meant}"
+        note = (
+            f"the time was over when {candidate.name} was in epoch {pruned.epochs} of its fine-tuning's {pruned.meant}"
+        )
         return _Float(
             model=folder / convert.MODEL,
             program=folder / prune.PROGRAM,

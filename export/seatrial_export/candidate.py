@@ -118,7 +118,7 @@ class Candidate:
     @property
     def of_torch(self) -> bool:
         """Whether it is made of the `torch.export` program itself, and not of an ONNX file."""
-        return self.target in (PT2_CPU, AOTI_CPU, TORCHSCRIPT_CPU, EXECUTORCH_CPU, COREML, TVM_CPU, LITERT_CPU)
+        return self.target in OF_TORCH
 
     @property
     def bound(self) -> bool:
@@ -138,7 +138,7 @@ class Candidate:
     @property
     def effort(self) -> int:
         """What building it takes, roughly: 0 is seconds, 1 minutes, 2 is fine-tuning, which takes what there is."""
-        return 2 if self.pruning else 1 if self.bound or self.target == LITERT_CPU else 0
+        return 2 if self.pruning else 1 if self.bound or self.target in (LITERT_CPU, TENSORFLOW_CPU) else 0
 
     @property
     def static(self) -> bool:
@@ -159,9 +159,13 @@ class Candidate:
 ONNX_CPU, ONNX_CUDA, ONNX_TENSORRT = "onnx-cpu", "onnx-cuda", "onnx-tensorrt"
 TENSORRT = "tensorrt"
 ONNX_WEB, COREML = "onnx-web", "coreml"
-TVM_CPU, LITERT_CPU = "tvm-cpu", "litert-cpu"
+TVM_CPU, LITERT_CPU, TENSORFLOW_CPU = "tvm-cpu", "litert-cpu", "tensorflow-cpu"
 OPENVINO_CPU, PT2_CPU, AOTI_CPU = "openvino-cpu", "pt2-cpu", "aoti-cpu"
 TORCHSCRIPT_CPU, EXECUTORCH_CPU = "torchscript-cpu", "executorch-cpu"
+OF_TORCH = (
+    *(PT2_CPU, AOTI_CPU, TORCHSCRIPT_CPU, EXECUTORCH_CPU),
+    *(COREML, TVM_CPU, LITERT_CPU, TENSORFLOW_CPU),
+)
 
 ENGINES: Mapping[str, EngineSpec] = {
     ONNX_CPU: EngineSpec(name="onnxruntime"),
@@ -177,6 +181,7 @@ ENGINES: Mapping[str, EngineSpec] = {
     COREML: EngineSpec(name="coreml"),
     TVM_CPU: EngineSpec(name="tvm"),
     LITERT_CPU: EngineSpec(name="litert"),
+    TENSORFLOW_CPU: EngineSpec(name="tensorflow"),
 }
 """What runs each target's files."""
 IN_BF16 = {"INFERENCE_PRECISION_HINT": "bf16"}
@@ -208,6 +213,7 @@ CANDIDATES = (
     Candidate(target=COREML, precision=Precision.FP32),
     Candidate(target=TVM_CPU, precision=Precision.FP32),
     Candidate(target=LITERT_CPU, precision=Precision.FP32),
+    Candidate(target=TENSORFLOW_CPU, precision=Precision.FP32),
 )
 """From simple to intricate: of two variants that cannot be told apart, the earlier is chosen."""
 

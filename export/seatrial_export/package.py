@@ -2,7 +2,7 @@
 
 Either the program itself, without its example inputs, which torch would unpickle; or what AOTInductor compiles of it, which
 takes g++ and holds machine code for CPUs like this one; or its operators as TorchScript; or what ExecuTorch, coremltools, TVM or
-litert-torch make of it.
+litert-torch make of it, with TensorFlow or without.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from seatrial.tensors import Signature
-from seatrial_export import child, coreml, executorch, litert, torchscript, tvm
+from seatrial_export import child, coreml, executorch, litert, tensorflow, torchscript, tvm
 from seatrial_export.retrace import largest, retraced, row_after_row
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MODEL = "model.pt2"
 AS_MANY_THREADS_AS_SAID = {"cpp.dynamic_threads": True}
 """Otherwise the number of threads of the machine that compiles is written into the code."""
-CONVERTERS = {"litert": ("litert_torch", "litert-torch")}
+CONVERTERS = dict.fromkeys(("litert", "tensorflow"), ("litert_torch", "litert-torch"))
 """By the engine that reads what they write, where that does not bring them: the Python package, and the extra that does."""
 
 
@@ -82,6 +82,7 @@ WRITERS: Mapping[str, Callable[["ExportedProgram", Signature], Path]] = {
     "coreml": coreml.write,
     "tvm": lambda program, _: tvm.write(program),
     "litert": litert.write,
+    "tensorflow": tensorflow.write,
 }
 """By the engine that reads what they write. Each writes into the working directory."""
 

@@ -17,8 +17,8 @@ from tests.serving.models import BIAS, SIGNATURE, WEIGHTS, LinearBundle, linear_
 from tests.tools import absent
 
 LIMITS = Limits(time_s=240, memory_bytes=4 * 2**30, threads=1)
-OF_TORCH = ("torch-export", "aotinductor", "torchscript", "executorch", "tvm", "litert")
-NOT_IN_DEV = ("coreml", "executorch", "litert", "onnxruntime-web", "tensorrt", "tvm")
+OF_TORCH = ("torch-export", "aotinductor", "torchscript", "executorch", "tvm", "litert", "tensorflow")
+NOT_IN_DEV = ("coreml", "executorch", "litert", "onnxruntime-web", "tensorflow", "tensorrt", "tvm")
 SIZE, LAYERS = 512, 4
 HEAVY = Signature(
     inputs=(TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, SIZE)),),
@@ -33,6 +33,7 @@ def linear_bundle(engine: str, folder: Path, *, beside: Mapping[str, Path] | Non
     `beside` are files that it wants too.
     """
     model: Path | None = None
+    file = ""
     hardware: Hardware | None = None
     if why := obstacle(EngineSpec(name=engine)):
         (pytest.skip if engine in NOT_IN_DEV else absent)(why)
@@ -40,10 +41,13 @@ def linear_bundle(engine: str, folder: Path, *, beside: Mapping[str, Path] | Non
         pytest.skip(why)
     if engine in OF_TORCH:
         model = packaged(linear_program(folder / "linear.pt2"), folder, engine=engine, signature=SIGNATURE)
+        file, beside = belonging(model, folder / f"package-{engine}")
         hardware = fingerprint(engine) if engine in ("aotinductor", "tvm") else None
     elif engine == "tensorrt":
         model, hardware = plan(linear_onnx(folder / "linear.onnx"), folder), fingerprint(engine)
-    bundle = LinearBundle(engine=EngineSpec(name=engine), model=model, hardware=hardware, beside=beside or {})
+    bundle = LinearBundle(
+        engine=EngineSpec(name=engine), model=model, file=file, hardware=hardware, beside=beside or {}
+    )
     return bundle.write(folder / "bundles")
 
 
@@ -112,13 +116,20 @@ def heavy_bundle(engine: str, folder: Path) -> Bundle:
 def packaged(program: Path, folder: Path, *, engine: str, signature: Signature) -> Path:
     place = folder / f"package-{engine}"
     job = package.Job(program=str(program), engine=engine, signature=signature)
-    if engine in ("aotinductor", "executorch", "litert", "tvm"):
+    if engine in ("aotinductor", "executorch", "litert", "tensorflow", "tvm"):
         made = child.run("seatrial_export.package", job, folder=place, answer=package.Packaged, limits=LIMITS)
     else:  # takes no child of its own, and another import of torch is most of what one takes
         place.mkdir()
         with chdir(place):
             made = package.package(job)
     return place / made.model
+
+
+def belonging(model: Path, place: Path) -> tuple[str, Mapping[str, Path]]:
+    """What a bundle calls a model that was packaged in `place`, and all files that belong to it, by their names there."""
+    top = place / model.relative_to(place).parts[0]
+    files = [path for path in (top, *top.rglob("*")) if path.is_file()]
+    return model.relative_to(place).as_posix(), {path.relative_to(place).as_posix(): path for path in files}
 
 
 def heavy_onnx(path: Path) -> Path:

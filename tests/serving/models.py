@@ -86,6 +86,8 @@ class LinearBundle:
     engine: EngineSpec = field(default_factory=lambda: EngineSpec(name="onnxruntime"))
     model: Path | None = None
     """The file that the engine reads; by default an ONNX file."""
+    file: str = ""
+    """What it is called in the bundle, if not "model"."""
     hardware: Hardware | None = None
     beside: Mapping[str, Path] = field(default_factory=dict)
 
@@ -94,7 +96,7 @@ class LinearBundle:
         x = np.array([[1, 2, 3, 4], [-1, 0, 0.5, 2]], np.float32)
         answer = (Tensor("y", DataType.FP32, linear(x, scale=self.golden_scale or self.scale)),)
         model = self.model or linear_onnx(store / f".{self.name}-{self.version}.onnx", scale=self.scale)
-        file = f"model{model.suffix}"
+        file = self.file or f"model{model.suffix}"
         draft = Draft(
             model=ModelName(name=self.name, version=self.version),
             variant=VariantName(name="fp32", target="onnx-cpu", precision="fp32"),

@@ -36,6 +36,7 @@ MARKS = {
     "aotinductor": pytest.mark.slow,
     "executorch": pytest.mark.slow,
     "litert": pytest.mark.slow,
+    "tensorflow": pytest.mark.slow,
     "tensorrt": pytest.mark.gpu,
     "onnxruntime-web": pytest.mark.slow,
     "tvm": pytest.mark.slow,

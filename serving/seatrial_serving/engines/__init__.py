@@ -116,5 +116,6 @@ OPENERS: Mapping[str, Callable[[Bundle, int, bool], Engine]] = {
     "coreml": _opener("coreml"),
     "tvm": _opener("tvm"),
     "litert": _opener("litert"),
+    "tensorflow": _opener("tensorflow"),
 }
 """Engines by the name that a manifest gives them. Adding one here enrols it in the shared contract tests."""
