@@ -102,7 +102,7 @@ def test_prometheus_counted_what_the_callers_saw(sailed: Voyage) -> None:
     assert sailed.seen('seatrial_request_duration_seconds_count{model="linear"}') == sailed.sent.total()
     assert sailed.seen('seatrial_rejected_total{model="linear", reason="queue_full"}') == sailed.sent[Outcome.REFUSED]
     assert sailed.seen('seatrial_rejected_total{model="linear", reason="deadline"}') == sailed.sent[Outcome.DEADLINE]
-    assert sailed.seen("seatrial_engine_deaths_total") == sailed.killed
+    until(lambda: sailed.seen("seatrial_engine_deaths_total") == sailed.killed)
     assert sailed.seen("seatrial_quarantined_requests_total") == 1
 
 

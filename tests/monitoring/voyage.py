@@ -104,7 +104,7 @@ class Voyage:
         self.swap()
         self.lose_the_registry()
         self.lose_the_log_s_reader()
-        until(lambda: self.prometheus.firing() >= MUST_FIRE)
+        until(lambda: self.prometheus.firing() >= MUST_FIRE, within_s=90)
         self.landed = time.time()
 
     def idled(self) -> float:
