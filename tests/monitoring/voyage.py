@@ -36,7 +36,7 @@ from tests.disks import kept_shut
 from tests.monitoring.prometheus import Prometheus, scraping
 from tests.registries import publish
 from tests.servers import Server
-from tests.serving.models import LinearBundle, gather_onnx
+from tests.serving.models import LinearBundle, gather_onnx, laborious_linear_onnx
 
 ROW = [[1, 2, 3, 4]]
 OUTCOMES = {
@@ -104,7 +104,7 @@ class Voyage:
         self.swap()
         self.lose_the_registry()
         self.lose_the_log_s_reader()
-        until(lambda: self.prometheus.firing() >= MUST_FIRE, within_s=90)
+        until(lambda: self.prometheus.firing() >= MUST_FIRE)
         self.landed = time.time()
 
     def idled(self) -> float:
@@ -127,6 +127,8 @@ class Voyage:
     def ask_well_and_badly(self) -> None:
         for _ in range(30):
             self.ask(ROW)
+        for _ in range(10):
+            self.ask(2 * ROW)
         for _ in range(7):
             self.ask([["not", "four", "num", "bers"]], datatype="BYTES")
         for _ in range(5):
@@ -269,7 +271,8 @@ def stopped_in_a_batch(engine: psutil.Process) -> bool:
 def voyage(home: Path, place: Path) -> Iterator[Voyage]:
     """The server's standard output is a pipe, so that its reader can go."""
     registry = EmbeddedRegistry(Settings(home=home))
-    publish(registry, LinearBundle(version="1").write(place))
+    slow = laborious_linear_onnx(place / "laborious.onnx")  # so that an engine can be met in a batch
+    publish(registry, LinearBundle(version="1", model=slow).write(place))
     command = [sys.executable, "-m", "seatrial", "serve", "linear@champion", str(gather_onnx(place / "gather.onnx"))]
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     environment = os.environ | SURROUNDINGS | {"SEATRIAL_HOME": str(home)}

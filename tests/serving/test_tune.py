@@ -111,7 +111,9 @@ def test_what_is_no_recording_is_refused_with_its_line(tmp_path: Path, text: str
 
 @pytest.fixture
 def tried(bundle: Bundle) -> Iterator[Served]:
-    with served(str(bundle.path), Serving(engines=Engines(count=1)), most_bytes=ENOUGH, within_s=60) as server:
+    """By one gateway: where a second one is started at need, it answers while the first is stopped."""
+    settings = Serving(gateways=1, engines=Engines(count=1))
+    with served(str(bundle.path), settings, most_bytes=ENOUGH, within_s=60) as server:
         yield server
 
 
