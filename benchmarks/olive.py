@@ -31,10 +31,13 @@ from seatrial.settings import load_settings
 from seatrial_export import candidate as candidates
 from seatrial_export.build import Built
 from seatrial_export.candidate import Candidate, Compression, Precision, named
-from seatrial_export.export import Examined, Request, Work
+from seatrial_export.examination import Examined
+from seatrial_export.export import Work
 from seatrial_export.measure import ratio
 from seatrial_export.quality import by_labels
+from seatrial_export.request import Request
 from seatrial_export.samples import repeat, write_arrays
+from seatrial_export.timetable import Timetable
 from seatrial_export.trial import examine
 from seatrial_serving.engines import open_engine
 
@@ -80,7 +83,7 @@ def _compare(case: Case, place: Path, bench: Bench, *, transformer: bool) -> tup
     settings, ref = load_settings(), ModelRef.parse(case.model)
     version = EmbeddedRegistry(settings).resolve(ref)
     request = Request(ref=ref, candidates=named([FP32]))
-    work = Work(request=request, version=version, settings=settings, place=place / "work", tell=lambda *_: None)
+    work = Work(request=request, version=version, settings=settings, place=place / "work", timetable=Timetable())
     with work.stand() as stand:
         examined = work.examine(stand)
         [base] = examined.verified

@@ -58,14 +58,16 @@ def _yes(holds: bool) -> str:
 def _judged(bench: Bench) -> list[list["Judgement"]]:
     """What was judged in each round."""
     from seatrial.registry.embedded import EmbeddedRegistry
-    from seatrial_export.export import Request, Work
+    from seatrial_export.export import Work
+    from seatrial_export.request import Request
+    from seatrial_export.timetable import Timetable
 
     task = bench.progress.add_task("remeasured", total=bench.rounds + 1)
     settings = Settings(home=bench.models.digits_home)
     request = Request(ref=ModelRef(name=DIGITS, version="1"))
     version = EmbeddedRegistry(settings).resolve(request.ref)
     with tempfile.TemporaryDirectory() as place:
-        work = Work(request=request, version=version, settings=settings, place=Path(place), tell=lambda *_: None)
+        work = Work(request=request, version=version, settings=settings, place=Path(place), timetable=Timetable())
         with work.stand() as stand:
             examined = work.examine(stand)
         bench.progress.advance(task)

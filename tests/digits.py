@@ -74,7 +74,8 @@ _PLACES = (
 
 def make(home: Path) -> None:
     from seatrial.registry import ModelRef
-    from seatrial_export.export import Request, export
+    from seatrial_export.export import export
+    from seatrial_export.request import Request
     from seatrial_training.recipe import load_recipe
     from seatrial_training.train import train
 

@@ -209,9 +209,9 @@ class Workshop:
             return retrainable.reason
         return f"the data set '{retrainable.recipe.data}' is not here" if self.source.dataset is None else None
 
-    def halve(self, *, allowed: float, time_s: float) -> sparsity.Halved:
+    def sparser(self, *, allowed: float, time_s: float) -> sparsity.Searched:
         """Ask how many channels may go, where nothing keeps them from being taken out. Raises `ConversionFailed`."""
-        self.tell("search for a sparsity", f"teaching a little with {', '.join(map(str, sparsity.PERCENTS))} % gone")
+        self.tell("search for a sparsity", f"teaching {sparsity.TRIALS} models a little, each with other parts gone")
         job = sparsity.Job(
             model=str(self.source.files),
             home=str(self.settings.home.absolute()),
@@ -220,7 +220,7 @@ class Workshop:
             allowed=allowed,
         )
         return self._run_for(
-            sparsity, job, self.folder / "sparsity", sparsity.Halved, limits=replace(self.limits, time_s=time_s)
+            sparsity, job, self.folder / "sparsity", sparsity.Searched, limits=replace(self.limits, time_s=time_s)
         )
 
     def _prune(self, candidate: Candidate, pruning: Pruning, *, threads: int) -> _Float:

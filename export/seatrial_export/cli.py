@@ -102,8 +102,9 @@ def export(
     from seatrial_export.candidate import CANDIDATES, DEFAULT_TARGETS, named
     from seatrial_export.choose import Budget, Objective
     from seatrial_export.contest import Sizes
-    from seatrial_export.export import Request, attempt
+    from seatrial_export.export import attempt
     from seatrial_export.remote.reach import On
+    from seatrial_export.request import Request
     from seatrial_export.summary import Progress, summary
 
     if only and not names:

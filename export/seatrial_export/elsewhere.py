@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from seatrial.bundle import Bundle
 from seatrial.bundle.manifest import Hardware
-from seatrial.errors import AgentLost, AgentRefused
+from seatrial.errors import AgentLost, AgentRefused, ConversionFailed, SeatrialError
 from seatrial.machine import Machine
-from seatrial_export.candidate import Candidate, Lost
+from seatrial_export.candidate import Candidate, Lost, Verdict
 from seatrial_export.child import Limits
 from seatrial_export.choose import Budget, Objective
 from seatrial_export.contest import Outcome, Pace, Sizes
@@ -85,3 +85,9 @@ class Elsewhere(Protocol):
 
     def look(self, bundle: Bundle, questions: "Questions") -> "Score | Outputs":
         """Raises `ConversionFailed`."""
+
+
+def lost_elsewhere(candidate: Candidate, why: SeatrialError, verdict: Verdict) -> Lost:
+    if isinstance(why, ConversionFailed):
+        return Lost(candidate=candidate, verdict=verdict, reason=why.reason, log=why.log)
+    return Lost(candidate=candidate, verdict=verdict, reason=str(why))

@@ -1,8 +1,9 @@
-"""The child that asks how many of a model's channels may go: `python -P -m seatrial_export.sparsity job.json`.
+"""The child that asks how many of a model's channels may go, by Optuna: `python -P -m seatrial_export.sparsity job.json`.
 
-Successive halving (Jamieson and Talwalkar 2016): with each of several parts gone, what is left is taught for a
-little while and asked rows that were kept out of this teaching; the better half goes on for twice as long, until two are left.
-Those are worth being taught to the end, verified and timed. Nothing is proved here.
+With some part gone, what is left is taught for a little while and asked rows that were kept out of this teaching. It goes on,
+each time for as long again as until then, while it is among the better half of those that came as far (asynchronous successive
+halving, Li et al. 2020); what is tried next, a Gaussian process says. The two best are worth being taught to the end, verified
+and timed. Nothing is proved here.
 """
 
 import math
@@ -17,25 +18,35 @@ import msgspec
 from seatrial.errors import ConversionFailed, InvalidRecipe
 from seatrial_export import child
 
-PERCENTS = (10, 20, 30, 40, 50, 60)
-FIRST_PART = 1 / 16
-"""Of a whole fine-tuning, in the first rung. All rungs together take 1.25 of it."""
+PERCENTS = (5, 70)
+"""Of the channels: the least and the most that may go."""
+START = (30, 50, 15)
+"""What is tried first."""
+TRIALS = 8
+RUNGS = (1 / 16, 1 / 8, 1 / 4)
+"""How much of a whole fine-tuning those have had that get so far."""
+USUAL_PART = 3 / 16
+"""About what a trial takes of a fine-tuning, by which the time is shared out."""
+MOST_ASKED = 5
+"""Proposals for each trial: most are no other model than one that was tried, where channels go in whole registers."""
 FINALISTS = 2
+SEED = 0
 
 Attempt: TypeAlias = Callable[[int, float, float], float | None]
-"""Teach what is left without so many percent, for this part of a fine-tuning, in at most this part of the time that there still
-is; what is lost then, or None if that is no other model than one that was tried."""
+"""Teach what is left without so many percent, for this part of a fine-tuning more, in at most this part of the time that there
+still is; what is lost then, or None if that is no other model than one that was tried."""
 
 
 class Job(child.Bounded, frozen=True, kw_only=True):
-    """As of `prune.py`. `allowed` is how much accuracy may be lost."""
+    """As of `prune.py`. `allowed` is how much accuracy may be lost. After `for_s` nothing further is tried."""
 
     model: str
     home: str
     data: str
     epochs: float
     allowed: float
-    percents: tuple[int, ...] = PERCENTS
+    start: tuple[int, ...] = START
+    trials: int = TRIALS
 
 
 class Taught(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,15 +58,15 @@ class Taught(msgspec.Struct, frozen=True, kw_only=True):
     lost: float
 
 
-class Halved(child.Bound, frozen=True, kw_only=True):
-    """`finalists` are the percentages of those that stayed, the best first."""
+class Searched(child.Bound, frozen=True, kw_only=True):
+    """`finalists` are the percentages of those that are worth a whole fine-tuning, the best first."""
 
     taught: tuple[Taught, ...]
     rows: int
     finalists: tuple[int, ...]
 
 
-def halve(job: Job) -> Halved:
+def search(job: Job) -> Searched:
     until = job.until(time.monotonic())
     from torch import nn
 
@@ -99,54 +110,67 @@ def halve(job: Job) -> Halved:
         hurried |= tuned.hurried
         return whole - tuned.epochs[tuned.best - 1].metrics[MONITORED]
 
-    taught = rungs(job.percents, attempt, allowed=job.allowed)
+    def over() -> bool:
+        return time.monotonic() > until
+
+    taught = climb(attempt, allowed=job.allowed, start=job.start, trials=job.trials, over=over)
     if not taught:
         raise ConversionFailed("there is no layer whose channels could go")
-    return Halved(
+    return Searched(
         taught=tuple(sorted(taught, key=lambda each: each.percent)),
         rows=len(data.validation),
         finalists=tuple(each.percent for each in finalists(taught, job.allowed)),
-        whole=not hurried,
+        whole=not hurried and (len(taught) == job.trials or not over()),
     )
 
 
-def rungs(percents: Sequence[int], attempt: Attempt, *, allowed: float) -> list[Taught]:
-    """What became of each. Half of them go on, at least so many as may be finalists, each time for twice as long."""
+def climb(
+    attempt: Attempt, *, allowed: float, start: Sequence[int], trials: int, over: Callable[[], bool]
+) -> list[Taught]:
+    """What became of each that was tried: `start`, then what Optuna proposes, up to `trials` different models, or until the time
+    is `over`."""
+    import optuna
+    from optuna.trial import TrialState
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    plan = optuna.create_study(
+        sampler=optuna.samplers.GPSampler(seed=SEED, n_startup_trials=len(start)),
+        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+    )
+    for percent in start:
+        plan.enqueue_trial({"percent": percent})
     found = dict[int, Taught]()
-    staying, part = list(percents), FIRST_PART
-    while True:
-        for number, percent in enumerate(staying):
-            share = part / _parts_left(len(staying), done=number, part=part)
-            if (lost := attempt(percent, part, share)) is not None:
-                before = found[percent].part if percent in found else 0.0
-                found[percent] = Taught(percent=percent, part=before + part, lost=lost)
-        staying = [percent for percent in staying if percent in found]
-        if len(staying) <= FINALISTS:
-            return list(found.values())
-        best = best_first([found[percent] for percent in staying], allowed)
-        staying, part = [each.percent for each in best[: _half(len(best))]], 2 * part
+    for _ in range(MOST_ASKED * trials):
+        if len(found) == trials or (found and over()):
+            break
+        trial = plan.ask()
+        percent = trial.suggest_int("percent", *PERCENTS)
+        for rung, part in enumerate(RUNGS if percent not in found else ()):
+            had = RUNGS[rung - 1] if rung else 0.0
+            more, later = part - had, trials - len({*found, percent})
+            share = more / (RUNGS[-1] - had + later * USUAL_PART)
+            if (lost := attempt(percent, more, share)) is None:
+                break
+            found[percent] = Taught(percent=percent, part=part, lost=lost)
+            trial.report(cost(found[percent], allowed), 2**rung)
+            if trial.should_prune():
+                break
+        if percent in found:  # the sampler learns of those, too, that got no further
+            plan.tell(trial, cost(found[percent], allowed))
+        else:
+            plan.tell(trial, state=TrialState.FAIL)
+    return list(found.values())
 
 
 def finalists(taught: Sequence[Taught], allowed: float) -> list[Taught]:
     """Those that were taught for longest, the best first."""
-    longest = max(each.part for each in taught)
-    return best_first([each for each in taught if each.part == longest], allowed)[:FINALISTS]
+    return sorted(taught, key=lambda each: (-each.part, cost(each, allowed)))[:FINALISTS]
 
 
-def best_first(taught: Sequence[Taught], allowed: float) -> list[Taught]:
-    """The smallest of those that lose no more than is allowed, then those that come nearest to it."""
-    return sorted(taught, key=lambda each: (max(0.0, each.lost - allowed), -each.percent))
-
-
-def _half(number: int) -> int:
-    return max(FINALISTS, math.ceil(number / 2))
-
-
-def _parts_left(number: int, *, done: int, part: float) -> float:
-    """Of a fine-tuning, what all take that come now and later, where `number` are in this rung."""
-    later = _parts_left(_half(number), done=0, part=2 * part) if number > FINALISTS else 0.0
-    return (number - done) * part + later
+def cost(taught: Taught, allowed: float) -> float:
+    """The smallest of those that lose no more than is allowed cost least, then those that come nearest to it."""
+    return excess if (excess := taught.lost - allowed) > 0 else -taught.percent / 100
 
 
 if __name__ == "__main__":
-    child.work(Job, halve)
+    child.work(Job, search)

@@ -28,7 +28,8 @@ from seatrial.errors import EngineFailed
 from seatrial.registry import ModelRef
 from seatrial.settings import Settings
 from seatrial.tensors import Array
-from seatrial_export.export import Exported, Request, export
+from seatrial_export.export import Exported, export
+from seatrial_export.request import Request
 from seatrial_export.summary import Progress, summary
 from seatrial_promotion.entry import Entry
 from seatrial_promotion.promote import Promotion, promote

@@ -8,7 +8,8 @@ from seatrial.registry import ModelRef
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
 from seatrial_export.candidate import named
-from seatrial_export.export import Request, attempt
+from seatrial_export.export import attempt
+from seatrial_export.request import Request
 from seatrial_training.recipe import Recipe, load_recipe
 from seatrial_training.train import train
 from tests.digits import ExportedDigits

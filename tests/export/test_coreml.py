@@ -17,9 +17,10 @@ from seatrial.registry.bundles import fetch_bundle
 from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
 from seatrial_export.candidate import CANDIDATES, COREML, Verdict
-from seatrial_export.export import Exported, Request, attempt
+from seatrial_export.export import Exported, attempt
 from seatrial_export.publish import VERDICT_TAG
 from seatrial_export.register import register
+from seatrial_export.request import Request
 from seatrial_export.summary import summary
 from seatrial_models.program import to_program
 from seatrial_promotion.gates import NEVER_RUN

@@ -14,8 +14,9 @@ from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
 from seatrial_export.candidate import OPENVINO_CPU, Verdict, named
 from seatrial_export.choose import Budget
-from seatrial_export.export import Request, attempt, export
+from seatrial_export.export import attempt, export
 from seatrial_export.publish import OF_TAG
+from seatrial_export.request import Request
 from seatrial_serving.engines import open_engine, proof
 from tests.digits import NAME, VERSION, ExportedDigits
 

@@ -19,13 +19,14 @@ from seatrial.settings import Settings
 from seatrial_export import package
 from seatrial_export.candidate import AOTI_CPU, CANDIDATES, ONNX_WEB, OPENVINO_CPU, TARGETS, Verdict
 from seatrial_export.choose import Budget
-from seatrial_export.export import Exported, Request, attempt, export
+from seatrial_export.export import Exported, attempt, export
 from seatrial_export.register import register
 from seatrial_export.remote.client import Connection
 from seatrial_export.remote.prove import Asked
 from seatrial_export.remote.reach import On, assigned
 from seatrial_export.remote.wire import pack, unpack
 from seatrial_export.report import Row
+from seatrial_export.request import Request
 from seatrial_export.samples import digest_of, write_arrays
 from seatrial_export.trial import ask_source
 from seatrial_serving.engines.proof import prove

@@ -25,11 +25,13 @@ from seatrial.settings import Settings
 from seatrial.tensors import Array
 from seatrial_export.candidate import CANDIDATES, OPENVINO_CPU, Candidate, Verdict, named
 from seatrial_export.choose import Budget
-from seatrial_export.export import Exported, Request, Work, attempt, export
+from seatrial_export.export import Exported, Work, attempt, export
 from seatrial_export.measure import FEWEST_ROUNDS
 from seatrial_export.publish import INTERRUPTED_TAG
 from seatrial_export.register import register
+from seatrial_export.request import Request
 from seatrial_export.samples import write_arrays
+from seatrial_export.timetable import Timetable
 from seatrial_serving.engines.proof import prove
 from tests.commands import Typed, type_seatrial
 from tests.conditions import until
@@ -260,11 +262,9 @@ def test_when_the_time_is_over_nothing_more_is_begun_and_what_was_proved_is_left
     def tell(_: str, words: str) -> None:
         now[0] += 60 if words == "verifying" else 0
 
-    request = Request(ref=REF, candidates=(FLOAT, STATIC), samples=None, minutes=1)
-    work = Work(
-        request=request, version=version, settings=settings, place=tmp_path / "place", tell=tell, began=0,
-        clock=lambda: now[0],
-    )  # fmt: skip
+    request = Request(ref=REF, candidates=(FLOAT, STATIC), samples=None)
+    timetable = Timetable(minutes=1, tell=tell, began=0, clock=lambda: now[0])
+    work = Work(request=request, version=version, settings=settings, place=tmp_path / "place", timetable=timetable)
     with work.stand() as stand:
         examined = work.examine(stand)
         outcome = work.measure(examined, stand)
@@ -296,7 +296,7 @@ def test_a_second_export_with_another_budget_converts_nothing_again(
 ) -> None:
     export(Request(ref=REF, candidates=(FLOAT, STATIC)), settings)
     request = Request(ref=REF, candidates=(FLOAT, STATIC), budget=Budget(size_mb=1))
-    work = Work(request=request, version=version, settings=settings, place=tmp_path / "place", tell=lambda *_: None)
+    work = Work(request=request, version=version, settings=settings, place=tmp_path / "place", timetable=Timetable())
     with work.stand() as stand:
         assert FLOAT in {each.candidate for each in work.examine(stand).verified}
     jobs = sorted((tmp_path / "place").glob("*/job.json"))
@@ -342,7 +342,8 @@ from seatrial.registry import ModelRef
 from seatrial.settings import Settings
 from seatrial.tensors import Array
 from seatrial_export.candidate import CANDIDATES
-from seatrial_export.export import Request, export
+from seatrial_export.export import export
+from seatrial_export.request import Request
 
 home, moment, here = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 

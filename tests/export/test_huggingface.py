@@ -14,8 +14,9 @@ from seatrial.settings import Settings
 from seatrial.tensors import Array
 from seatrial_export import huggingface
 from seatrial_export.candidate import CANDIDATES
-from seatrial_export.export import Request, export
+from seatrial_export.export import export
 from seatrial_export.register import register
+from seatrial_export.request import Request
 from seatrial_export.text import Processing, Text
 from seatrial_serving.engines import open_engine
 from tests.serving.models import MAX_TOKENS, TOKENIZE, VOCABULARY, token_ids, tokenizer_json

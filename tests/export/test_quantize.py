@@ -22,9 +22,10 @@ from seatrial_export import quantize, sensitivity
 from seatrial_export.calibrate import BINS, NARROWED, Histogram, Range, as_levels, observed, ranges
 from seatrial_export.candidate import CANDIDATES, Calibration, Verdict, named
 from seatrial_export.choose import Budget
-from seatrial_export.export import Request, attempt
+from seatrial_export.export import attempt
 from seatrial_export.mix import find_fewest
 from seatrial_export.register import register
+from seatrial_export.request import Request
 from seatrial_export.samples import write_arrays
 from seatrial_export.sensitivity import noise
 from seatrial_export.smooth import smooth

@@ -22,8 +22,9 @@ from seatrial.registry.embedded import EmbeddedRegistry
 from seatrial.settings import Settings
 from seatrial.tensors import Array
 from seatrial_export.candidate import CANDIDATES
-from seatrial_export.export import Exported, Request, export
+from seatrial_export.export import Exported, export
 from seatrial_export.register import register
+from seatrial_export.request import Request
 from seatrial_export.samples import varying
 from seatrial_serving.engines import open_engine
 from seatrial_serving.engines.proof import prove

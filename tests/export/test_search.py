@@ -21,10 +21,11 @@ from seatrial_export.build import Built
 from seatrial_export.calibrate import Histogram, Range, percentile
 from seatrial_export.candidate import CANDIDATES, Calibration, Candidate, Lost, Precision, Verdict
 from seatrial_export.choose import Budget
-from seatrial_export.export import Request, attempt
+from seatrial_export.export import attempt
 from seatrial_export.onnx_graph import Graph
 from seatrial_export.quality import HeldOut
 from seatrial_export.register import register
+from seatrial_export.request import Request
 from seatrial_export.samples import write_arrays
 from seatrial_export.search import ASKED, Found, Searcher, finalists, form_of, some_rows
 from seatrial_export.sensitivity import Layer

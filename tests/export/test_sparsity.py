@@ -1,17 +1,18 @@
 """How many channels may go: who is taught on, for how long, and that those who stay are worth it."""
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from seatrial.errors import ConversionFailed
 from seatrial.settings import Settings
 from seatrial_export.candidate import CANDIDATES, named
 from seatrial_export.search import pruned_static
-from seatrial_export.sparsity import FIRST_PART, PERCENTS, Job, Taught, finalists, halve, rungs
+from seatrial_export.sparsity import RUNGS, START, TRIALS, Job, Taught, climb, finalists, search
 from seatrial_training.data import load_dataset
 from seatrial_training.fit import build_module, fit
 from seatrial_training.recipe import load_recipe
@@ -20,56 +21,78 @@ from seatrial_training.retrainable import FOLDER, write_retrainable
 pytestmark = pytest.mark.xdist_group("training")
 
 
-def simulated(percent: int, part: float) -> float:
-    """The more is gone the more is lost, and the longer it was taught the less."""
-    return (percent / 100) ** 2 * FIRST_PART / part
+@dataclass(slots=True)
+class Sea:
+    """A model that can do without `knee` of its channels once it has been taught enough; `left` is the time that there is."""
+
+    knee: float
+    left: float = 100.0
+    had: dict[int, float] = field(default_factory=dict)
+    took: list[tuple[float, float]] = field(default_factory=list)
+
+    def attempt(self, percent: int, more: float, share: float) -> float | None:
+        self.had[percent] = self.had.get(percent, 0.0) + more
+        self.took.append((share * self.left, more))
+        self.left -= share * self.left
+        return max(0.0, percent / 100 - self.knee) / 2 + 0.06 * (RUNGS[-1] - self.had[percent]) * percent / 100
+
+    def climb(self, *, allowed: float = 0.01, over: Callable[[], bool] = lambda: False) -> list[Taught]:
+        return climb(self.attempt, allowed=allowed, start=START, trials=TRIALS, over=over)
 
 
-def test_the_better_half_goes_on_for_twice_as_long_until_two_are_left() -> None:
-    asked: list[tuple[int, float]] = []
-
-    def attempt(percent: int, part: float, _: float) -> float:
-        asked.append((percent, part))
-        return simulated(percent, part)
-
-    taught = rungs(PERCENTS, attempt, allowed=0.05)
-    first, second, third = FIRST_PART, 2 * FIRST_PART, 4 * FIRST_PART
-    assert asked == [
-        *((percent, first) for percent in PERCENTS), *((percent, second) for percent in (20, 10, 30)),
-        *((percent, third) for percent in (30, 20)),
-    ]  # fmt: skip
-    assert sum(part for _, part in asked) == 1.25
-    assert [each.percent for each in finalists(taught, 0.05)] == [30, 20], "the smallest model that keeps the accuracy"
-    by_percent = {each.percent: each for each in taught}
-    assert by_percent[30] == Taught(percent=30, part=7 * FIRST_PART, lost=simulated(30, third))
-    assert by_percent[60].part == first
+@functools.cache
+def climbed(knee: float) -> tuple[Sea, list[Taught]]:
+    sea = Sea(knee)
+    return sea, sea.climb()
 
 
-def test_where_none_keeps_the_accuracy_those_go_on_that_come_nearest_to_it() -> None:
-    taught = rungs(PERCENTS, lambda percent, *_: percent / 100, allowed=0.05)
-    assert [each.percent for each in finalists(taught, 0.05)] == [10, 20]
+@pytest.mark.parametrize("knee", [0.2, 0.6])
+def test_the_most_that_may_go_is_found_more_closely_than_by_tens(knee: float) -> None:
+    """A hundredth is lost two points beyond the knee."""
+    sea, taught = climbed(knee)
+    most = 100 * knee + 2
+    best, second = finalists(taught, 0.01)
+    assert most - 8 < best.percent <= most
+    assert second.part == best.part == RUNGS[-1]
+    assert len(taught) == TRIALS
+    assert sum(sea.had.values()) < 1.6, "of a whole fine-tuning"
+    assert {each.percent: each.part for each in taught} == sea.had
+
+
+def test_what_is_among_the_worse_half_is_taught_no_further() -> None:
+    taught = {each.percent: each for each in climbed(0.2)[1]}
+    assert list(taught)[: len(START)] == list(START)
+    assert taught[START[0]].part == RUNGS[-1], "the first has nobody to be worse than"
+    assert taught[50].part == RUNGS[0], "it loses more than 30 % do"
+
+
+@pytest.mark.parametrize("knee", [0.2, 0.6])
+def test_there_is_time_for_the_last_as_for_the_first(knee: float) -> None:
+    """However many get far, which nobody knows when the first is taught."""
+    sea, _ = climbed(knee)
+    rates = [seconds / part for seconds, part in sea.took]
+    assert max(rates) < 4 * min(rates)
+    assert 0 <= sea.left < 35
+
+
+def test_the_smallest_that_keeps_the_accuracy_is_best_then_what_comes_nearest_to_it() -> None:
+    taught = [Taught(percent=percent, part=RUNGS[-1], lost=percent / 1000) for percent in (10, 20, 30, 40)]
+    assert [each.percent for each in finalists(taught, 0.02)] == [20, 10]
+    assert [each.percent for each in finalists(taught, 0.001)] == [10, 20]
+    longest = Taught(percent=50, part=1, lost=0.5)
+    assert finalists([*taught, longest], 0.02)[0] == longest
 
 
 def test_what_is_no_other_model_is_tried_once_and_one_alone_is_enough() -> None:
-    taught = rungs(PERCENTS, lambda percent, *_: 0.0 if percent == 50 else None, allowed=0.05)
-    assert [each.percent for each in taught] == [50]
-    assert rungs(PERCENTS, lambda *_: None, allowed=0.05) == []
+    taught = climb(
+        lambda percent, *_: 0.0 if percent == 50 else None, allowed=0.01, start=START, trials=2, over=lambda: False
+    )
+    assert taught == [Taught(percent=50, part=RUNGS[-1], lost=0.0)]
+    assert climb(lambda *_: None, allowed=0.05, start=START, trials=2, over=lambda: False) == []
 
 
-@given(st.lists(st.integers(5, 90), min_size=1, max_size=9, unique=True))
-def test_the_time_is_shared_out_by_how_long_each_is_taught(percents: list[int]) -> None:
-    left, took = 100.0, list[tuple[float, float]]()
-
-    def attempt(percent: int, part: float, share: float) -> float:
-        nonlocal left
-        took.append((share * left, part))
-        left -= share * left
-        return simulated(percent, part)
-
-    rungs(percents, attempt, allowed=0.01)
-    assert left == pytest.approx(0, abs=1e-6)
-    one_part = took[0][0] / took[0][1]
-    assert all(seconds == pytest.approx(part * one_part) for seconds, part in took)
+def test_when_the_time_is_over_one_was_tried() -> None:
+    assert [each.percent for each in Sea(0.4).climb(over=lambda: True)] == [START[0]]
 
 
 def test_candidates_are_of_the_targets_that_have_pruned_ones() -> None:
@@ -80,13 +103,11 @@ def test_candidates_are_of_the_targets_that_have_pruned_ones() -> None:
     assert found[1] in CANDIDATES, "which is not built twice"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A registered model's directory, of a network that knows digits."""
-    folder = tmp_path_factory.mktemp("model")
-    plain = ["epochs=12", "averaging=null", "early_stopping=null"]
+def model(folder: Path, *, hidden: int, epochs: int) -> Path:
+    """A registered model's directory, of a network that was taught digits."""
+    plain = [f"epochs={epochs}", "averaging=null", "early_stopping=null"]
     recipe = load_recipe(
-        "digits-mlp", changes=[*plain, "architecture.config={hidden: [64], classes: 10, pixels: [1, 8, 8]}"]
+        "digits-mlp", changes=[*plain, f"architecture.config={{hidden: [{hidden}], classes: 10, pixels: [1, 8, 8]}}"]
     )
     digits = load_dataset("digits", Settings())
     module = fit(build_module(recipe, digits), recipe, digits).module
@@ -95,31 +116,34 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def job(model: Path) -> Job:
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    settings = Settings()
     return Job(
-        model=str(model), home=str(Settings().home.absolute()), data=str(Settings().data_folder.absolute()), epochs=0.5,
-        allowed=0.02, percents=(6, 25, 30, 50, 87),
+        model=str(model(tmp_path_factory.mktemp("model"), hidden=64, epochs=12)), home=str(settings.home.absolute()),
+        data=str(settings.data_folder.absolute()), epochs=0.5, allowed=0.02, start=(6, 25, 30, 50, 70), trials=3,
     )  # fmt: skip
 
 
-def test_a_real_network_is_taught_with_parts_of_it_gone(model: Path) -> None:
+def test_a_real_network_is_taught_with_parts_of_it_gone(job: Job) -> None:
     """Of 64 channels, in whole registers, 6 % are none, and 25 and 30 % leave 48."""
-    found = halve(job(model))
-    assert [each.percent for each in found.taught] == [25, 50, 87]
+    found = search(job)
+    assert [each.percent for each in found.taught] == [25, 50, 70]
     assert found.rows == round(0.1 * len(load_dataset("digits", Settings()).train))
     assert found.whole
-    less, half, most = found.taught
-    assert half.part == less.part == 3 * FIRST_PART > most.part == FIRST_PART
+    less, _, most = found.taught
+    assert less.part == RUNGS[-1] > most.part
     assert less.lost < most.lost
     assert set(found.finalists) == {25, 50}
 
 
-def test_without_time_each_is_taught_as_little_as_can_be_and_it_is_said(model: Path) -> None:
-    found = halve(msgspec.structs.replace(job(model), for_s=0))
+def test_without_time_one_is_taught_as_little_as_can_be_and_it_is_said(job: Job) -> None:
+    found = search(msgspec.structs.replace(job, for_s=0))
     assert not found.whole
-    assert len(found.taught) == 3
+    assert len(found.taught) == 1
 
 
-def test_what_has_nothing_to_lose_is_told(model: Path) -> None:
+def test_what_has_nothing_to_lose_is_told(job: Job, tmp_path: Path) -> None:
+    """One channel."""
     with pytest.raises(ConversionFailed, match="there is no layer whose channels could go"):
-        halve(msgspec.structs.replace(job(model), percents=(6,)))
+        search(msgspec.structs.replace(job, model=str(model(tmp_path, hidden=1, epochs=1))))
