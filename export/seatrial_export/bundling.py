@@ -1,7 +1,6 @@
 """From the chosen variant to its bundle: golden requests recorded, replayed on a fresh engine, evidence beside it."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -13,46 +12,28 @@ from seatrial.machine import this_machine
 from seatrial_export.choose import Budget, Variant
 from seatrial_export.elsewhere import Elsewhere
 from seatrial_export.golden import record
-from seatrial_export.samples import Inputs, Outputs
 from seatrial_export.source import SEED, Source
+from seatrial_export.stand import Stand
 from seatrial_export.tools import tools
 from seatrial_export.trial import Questions, Verified
-from seatrial_serving.engines import open_engine, proof
 
 
 def bundle_up(
-    verified: Verified,
-    questions: Questions,
-    *,
-    aside: Path,
-    store: Path,
-    threads: int,
-    elsewhere: Elsewhere | None = None,
+    verified: Verified, questions: Questions, *, aside: Path, store: Path, where: Stand | Elsewhere
 ) -> Bundle:
-    """Write the bundle into `store`, once a copy of it `aside` has been opened, here or `elsewhere`, and has replayed its golden
-    requests.
+    """Write the bundle into `store`, once a copy of it `aside` has been opened `where` it was verified, and has replayed its
+    golden requests.
 
-    Raises `GoldenMismatch` where it does not repeat itself: such a bundle gets nowhere.
+    Raises `ConversionFailed` where it does not repeat itself, or its process is lost: such a bundle gets nowhere.
     """
-    answers = elsewhere.answers if elsewhere else partial(_answers, threads=threads)
     recording = record(
-        questions.exam, verified.proof, source=questions.answer, variant=partial(answers, verified.bundle)
+        questions.exam, verified.proof, source=questions.answer, variant=partial(where.answers, verified.bundle)
     )
     draft = replace(
         verified.draft, golden=recording.golden, source_bounds=recording.source, rerun_bounds=recording.rerun
     )
-    tried = write_bundle(draft, aside)
-    if elsewhere:
-        elsewhere.replay(tried)
-    else:
-        with closing(open_engine(tried, threads=threads)) as engine:
-            proof.replay(engine, tried)
+    where.replay(write_bundle(draft, aside))
     return write_bundle(draft, store)
-
-
-def _answers(bundle: Bundle, calls: Sequence[Inputs], *, threads: int) -> list[Outputs]:
-    with closing(open_engine(bundle, threads=threads)) as engine:
-        return [engine.predict(inputs) for inputs in calls]
 
 
 def add_evidence(

@@ -17,7 +17,7 @@ import msgspec
 
 from seatrial.bundle import Bundle, open_bundle
 from seatrial.bundle.store import directory_name
-from seatrial.errors import BudgetNotMet, BundleCorrupt, ConversionFailed
+from seatrial.errors import BudgetNotMet, BundleCorrupt, ConversionFailed, EngineFailed
 from seatrial.machine import cores, this_machine
 from seatrial.registry import BUNDLE_TAG, ModelVersion
 from seatrial.registry.embedded import EmbeddedRegistry
@@ -140,15 +140,15 @@ class Work:
             examined = self.examine(stand)
             with self.timetable.step("measuring"), undisturbed(self.settings.home):
                 outcome = self.measure(examined, stand)
-        if self.elsewhere:
-            with self.timetable.step("measuring elsewhere"):
-                outcome = self._with_elsewhere(outcome, examined)
-        judgements = self.judge(outcome.variants)
-        with self.timetable.step("bundling"):
-            bundles, unbundled = self._bundle(judgements, examined, run_id=run_id)
-        kept = [each for each in judgements if each.variant.candidate not in {lost.candidate for lost in unbundled}]
-        with self.timetable.step("comparing"):
-            deltas, notes = self._compare(kept, examined)
+            if self.elsewhere:
+                with self.timetable.step("measuring elsewhere"):
+                    outcome = self._with_elsewhere(outcome, examined)
+            judgements = self.judge(outcome.variants)
+            with self.timetable.step("bundling"):
+                bundles, unbundled = self._bundle(judgements, examined, stand, run_id=run_id)
+            kept = [each for each in judgements if each.variant.candidate not in {lost.candidate for lost in unbundled}]
+            with self.timetable.step("comparing"):
+                deltas, notes = self._compare(kept, examined, stand)
         found = rows(examined.candidates, kept, (*examined.lost, *outcome.lost, *unbundled), examined.layers)
         notes = examined.notes + outcome.notes + notes
         report = self._report(found, bundles, examined.source, notes, run_id=run_id)
@@ -219,22 +219,22 @@ class Work:
         return undecided_by_target(variants, budget=self.request.budget, objective=self.request.objective)
 
     def _bundle(
-        self, judgements: Sequence[Judgement], examined: Examined, *, run_id: str
+        self, judgements: Sequence[Judgement], examined: Examined, stand: Stand, *, run_id: str
     ) -> tuple[dict[str, Bundle], tuple[Lost, ...]]:
-        """Of each target that has a winner; and the winners whose machine was lost before their bundle was made."""
+        """Of each target that has a winner; and the winners whose engine or machine was lost before their bundle was made."""
         proved = {each.candidate: each for each in examined.verified}
         chosen = {each.variant.candidate.target: each.variant for each in judgements if each.verdict is Verdict.CHOSEN}
         bundles, lost = {}, []
         for target, variant in chosen.items():
             self.timetable.tell(variant.candidate.name, "bundling")
-            place = self.elsewhere.get(target)
             try:
                 bundles[target] = bundle_up(
                     proved[variant.candidate], examined.questions,
-                    aside=self.place / "bundles", store=self.settings.bundles, threads=self._threads, elsewhere=place,
+                    aside=self.place / "bundles", store=self.settings.bundles, where=self.elsewhere.get(target) or stand,
                 )  # fmt: skip
-            except (ConversionFailed, *GONE) as why:
-                lost.append(lost_elsewhere(variant.candidate, why, Verdict.NOT_BUILT))
+            except (ConversionFailed, EngineFailed, *GONE) as why:
+                found = lost_elsewhere(variant.candidate, why, Verdict.NOT_BUILT)
+                lost.append(replace(found, reason=f"while it was bundled: {found.reason}"))
         of_version = {**self._earlier(), **bundles}.values()
         for target, bundle in bundles.items():
             add_evidence(
@@ -249,7 +249,7 @@ class Work:
         return bundles, tuple(lost)
 
     def _compare(
-        self, judgements: Sequence[Judgement], examined: Examined
+        self, judgements: Sequence[Judgement], examined: Examined, stand: Stand
     ) -> tuple[tuple[Deltas, ...], tuple[str, ...]]:
         """Each chosen variant beside the source; and clauses for the report about those of which less is known."""
         chosen = {judgement.variant.candidate for judgement in judgements if judgement.verdict is Verdict.CHOSEN}
@@ -261,8 +261,8 @@ class Work:
             self.timetable.tell(each.candidate.name, "comparing")
             place = self.elsewhere.get(each.candidate.target)
             try:
-                deltas = set_beside(each, source, questions, threads=self._threads, elsewhere=place)
-            except (ConversionFailed, *GONE) as why:
+                deltas = set_beside(each, source, questions, stand=stand, elsewhere=place)
+            except (ConversionFailed, EngineFailed, *GONE) as why:
                 notes.append(f"{each.candidate.name} was not set beside the source: {why}")
                 continue
             if self.request.probe and place:

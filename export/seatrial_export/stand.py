@@ -33,7 +33,7 @@ from seatrial.machine import anonymous_bytes
 from seatrial_export import child
 from seatrial_export.child import Limits
 from seatrial_export.samples import Inputs, Outputs, Predict, read_arrays, write_arrays
-from seatrial_serving.engines import Engine, open_engine
+from seatrial_serving.engines import Engine, open_engine, proof
 
 IMPORTED_AHEAD = ("onnxruntime", "torch")
 """Packages whose import starts no thread, so that what has imported them may be forked. Others are imported after that, as
@@ -53,11 +53,12 @@ LOG = "log.txt"
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """To a library's process, with the engine's socket: open `bundle` in a fork pinned to `cores`, and ask it `inputs` once, if
-    there are any."""
+    """To a library's process, with the engine's socket: open `bundle` in a fork pinned to `cores`, ask it `inputs` once, if there
+    are any, and with `replay` its golden requests."""
 
     bundle: str
     inputs: str
+    replay: bool
     threads: int
     cores: tuple[int, ...]
 
@@ -184,9 +185,21 @@ class Stand:
     @contextmanager
     def opened(self, bundle: Bundle) -> Iterator[Predict]:
         """Ask `bundle` on any core. Raises `ConversionFailed` where it cannot be opened, and where its process is lost later."""
-        terms = replace(self._terms, cores=tuple(sorted(os.sched_getaffinity(0))))
-        with closing(Mounted(self.prepare(bundle.manifest.engine.name), bundle, terms)) as mounted:
+        with closing(self._on_any_core(bundle)) as mounted:
             yield mounted.predict
+
+    def answers(self, bundle: Bundle, calls: Sequence[Inputs]) -> Sequence[Outputs]:
+        """As `opened`; raises `EngineFailed` too, where the engine refuses a call."""
+        with self.opened(bundle) as predict:
+            return [predict(inputs) for inputs in calls]
+
+    def replay(self, bundle: Bundle) -> None:
+        """Raises `ConversionFailed` where it does not repeat its golden requests on an engine that is new."""
+        self._on_any_core(bundle, replay=True).close()
+
+    def _on_any_core(self, bundle: Bundle, *, replay: bool = False) -> "Mounted":
+        terms = replace(self._terms, cores=tuple(sorted(os.sched_getaffinity(0))))
+        return Mounted(self.prepare(bundle.manifest.engine.name), bundle, terms, replay=replay)
 
 
 class Mounted:
@@ -196,11 +209,15 @@ class Mounted:
     hold.
     """
 
-    def __init__(self, library: "_Library", bundle: Bundle, terms: Terms, *, inputs: Path | None = None) -> None:
+    def __init__(
+        self, library: "_Library", bundle: Bundle, terms: Terms, *, inputs: Path | None = None, replay: bool = False
+    ) -> None:
         self._library, self._terms = library, terms
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket, self.pid, self.memory_bytes = ours, 0, 0
-        start = Start(bundle=str(bundle.path), inputs=str(inputs or ""), threads=terms.threads, cores=terms.cores)
+        start = Start(
+            bundle=str(bundle.path), inputs=str(inputs or ""), replay=replay, threads=terms.threads, cores=terms.cores
+        )
         try:
             with theirs:
                 self.pid = library.start(start, theirs)
@@ -378,9 +395,12 @@ def _answer_calls(start: Start, parent: socket.socket) -> None:
     known: dict[str, Inputs] = {name: read_arrays(Path(name)) for name in [start.inputs] if name}
     before = _memory_bytes(known)
     began = time.perf_counter()
-    engine = open_engine(open_bundle(Path(start.bundle)), threads=start.threads)
+    bundle = open_bundle(Path(start.bundle))
+    engine = open_engine(bundle, threads=start.threads)
     for inputs in known.values():
         engine.predict(inputs)
+    if start.replay:
+        proof.replay(engine, bundle)
     parent.send(_encode(Opened(load_s=time.perf_counter() - began)))
     gc.collect()
     gc.disable()  # it would strike whoever happens to be timed

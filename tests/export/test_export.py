@@ -37,6 +37,7 @@ from tests.commands import Typed, type_seatrial
 from tests.conditions import until
 from tests.disks import small_disk
 from tests.export.models import some_rows
+from tests.export.processes import library
 from tests.serving.engine_bundles import linear_program
 from tests.serving.models import linear_onnx
 
@@ -289,6 +290,31 @@ def test_without_any_time_each_target_has_its_float_model_and_what_else_is_built
     assert {reason(exported, each) for each in statics} == {
         "was killed, because the time for the whole export did not allow more"
     }
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("version")
+@pytest.mark.parametrize("moment", ["bundling", "comparing"])
+def test_an_engine_that_is_lost_after_all_were_timed_costs_its_target_alone(moment: str, settings: Settings) -> None:
+    pytest.importorskip("openvino")
+    [doomed] = named(["openvino-cpu-fp32"])
+
+    def tell(subject: str, words: str) -> None:
+        if (subject, words) == (doomed.name, moment):
+            library("openvino").kill()
+
+    request = Request(ref=REF, targets=(OPENVINO_CPU, TARGET), candidates=(doomed, FLOAT), minutes=1e-9)
+    exported = attempt(request, settings, tell=tell)
+    lost = "the process that imports its library crashed with SIGKILL"
+    assert [each.variant for each in exported.report.deltas] == [FLOAT.name]
+    assert prove(exported.bundles[TARGET]) == 8
+    if moment == "bundling":
+        assert verdicts(exported) == {doomed.name: Verdict.NOT_BUILT, FLOAT.name: Verdict.CHOSEN}
+        assert reason(exported, doomed) == f"while it was bundled: {lost}"
+        assert exported.unmet == (OPENVINO_CPU,)
+    else:
+        assert f"{doomed.name} was not set beside the source: {lost}" in exported.report.notes
+        assert prove(exported.bundles[OPENVINO_CPU]) == 8
 
 
 def test_a_second_export_with_another_budget_converts_nothing_again(

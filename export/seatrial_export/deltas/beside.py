@@ -1,7 +1,6 @@
 """Sets a chosen variant beside its source: asks its engine, and where somebody wants it, the child that asks more."""
 
 import time
-from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -17,22 +16,25 @@ from seatrial_export.elsewhere import Elsewhere
 from seatrial_export.quality import HeldOut
 from seatrial_export.samples import take, write_arrays
 from seatrial_export.source import SEED, Source
+from seatrial_export.stand import Stand
 from seatrial_export.trial import Questions, Verified
-from seatrial_serving.engines import open_engine
 from seatrial_training.evaluation import Score
 from seatrial_training.retrainable import Retrainable
 
 
 def set_beside(
-    verified: Verified, source: Source, questions: Questions, *, threads: int, elsewhere: Elsewhere | None = None
+    verified: Verified, source: Source, questions: Questions, *, stand: Stand, elsewhere: Elsewhere | None = None
 ) -> Deltas:
-    """On the held-out rows, or without labels on the rows that everybody was asked. One run over them."""
+    """On the held-out rows, or without labels on the rows that everybody was asked. One run over them.
+
+    Raises `ConversionFailed` where the process of its engine is lost, `EngineFailed` where it refuses rows.
+    """
     name, held_out = verified.candidate.name, questions.held_out
     if elsewhere:
         found = elsewhere.look(verified.bundle, questions)
     else:
-        with closing(open_engine(verified.bundle, threads=threads)) as engine:
-            found = look(engine.predict, questions.exam, held_out)
+        with stand.opened(verified.bundle) as predict:
+            found = look(predict, questions.exam, held_out)
     if isinstance(found, Score):
         assert held_out is not None, "a score without labels: this is a bug"
         return judge(name, held_out.source, found, held_out.split, signature=source.signature, labels=source.labels)
