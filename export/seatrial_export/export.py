@@ -143,13 +143,11 @@ class Work:
             if self.elsewhere:
                 with self.timetable.step("measuring elsewhere"):
                     outcome = self._with_elsewhere(outcome, examined)
-            judgements = self.judge(outcome.variants)
             with self.timetable.step("bundling"):
-                bundles, unbundled = self._bundle(judgements, examined, stand, run_id=run_id)
-            kept = [each for each in judgements if each.variant.candidate not in {lost.candidate for lost in unbundled}]
+                judgements, bundles, unbundled = self._bundle(outcome.variants, examined, stand, run_id=run_id)
             with self.timetable.step("comparing"):
-                deltas, notes = self._compare(kept, examined, stand)
-        found = rows(examined.candidates, kept, (*examined.lost, *outcome.lost, *unbundled), examined.layers)
+                deltas, notes = self._compare(judgements, examined, stand)
+        found = rows(examined.candidates, judgements, (*examined.lost, *outcome.lost, *unbundled), examined.layers)
         notes = examined.notes + outcome.notes + notes
         report = self._report(found, bundles, examined.source, notes, run_id=run_id)
         unverified = {unverified_folder(each): each.files for each in examined.lost if each.files}
@@ -219,22 +217,14 @@ class Work:
         return undecided_by_target(variants, budget=self.request.budget, objective=self.request.objective)
 
     def _bundle(
-        self, judgements: Sequence[Judgement], examined: Examined, stand: Stand, *, run_id: str
-    ) -> tuple[dict[str, Bundle], tuple[Lost, ...]]:
-        """Of each target that has a winner; and the winners whose engine or machine was lost before their bundle was made."""
-        proved = {each.candidate: each for each in examined.verified}
+        self, variants: Sequence[Variant], examined: Examined, stand: Stand, *, run_id: str
+    ) -> tuple[list[Judgement], dict[str, Bundle], tuple[Lost, ...]]:
+        """The best of each target that can be bundled, and the judgements that say so; and those that were better, but whose
+        engine or machine was lost before their bundle was made."""
+        judgements, bundles, lost = list[Judgement](), dict[str, Bundle](), list[Lost]()
+        for some in by_target(variants).values():
+            judgements += self._bundle_best(some, examined, stand, bundles, lost)
         chosen = {each.variant.candidate.target: each.variant for each in judgements if each.verdict is Verdict.CHOSEN}
-        bundles, lost = {}, []
-        for target, variant in chosen.items():
-            self.timetable.tell(variant.candidate.name, "bundling")
-            try:
-                bundles[target] = bundle_up(
-                    proved[variant.candidate], examined.questions,
-                    aside=self.place / "bundles", store=self.settings.bundles, where=self.elsewhere.get(target) or stand,
-                )  # fmt: skip
-            except (ConversionFailed, EngineFailed, *GONE) as why:
-                found = lost_elsewhere(variant.candidate, why, Verdict.NOT_BUILT)
-                lost.append(replace(found, reason=f"while it was bundled: {found.reason}"))
         of_version = {**self._earlier(), **bundles}.values()
         for target, bundle in bundles.items():
             add_evidence(
@@ -246,7 +236,36 @@ class Work:
                 of_version=of_version,
                 elsewhere=self.elsewhere.get(target),
             )
-        return bundles, tuple(lost)
+        return judgements, bundles, tuple(lost)
+
+    def _bundle_best(
+        self,
+        variants: Sequence[Variant],
+        examined: Examined,
+        stand: Stand,
+        bundles: dict[str, Bundle],
+        lost: list[Lost],
+    ) -> list[Judgement]:
+        """Of one target; it goes into `bundles`, and what was lost before into `lost`."""
+        proved = {each.candidate: each for each in examined.verified}
+        while True:
+            judged = self.judge(variants)
+            winner = next((each.variant for each in judged if each.verdict is Verdict.CHOSEN), None)
+            if winner is None:
+                return judged
+            candidate = winner.candidate
+            self.timetable.tell(candidate.name, "bundling")
+            try:
+                bundles[candidate.target] = bundle_up(
+                    proved[candidate], examined.questions, aside=self.place / "bundles", store=self.settings.bundles,
+                    where=self.elsewhere.get(candidate.target) or stand,
+                )  # fmt: skip
+            except (ConversionFailed, EngineFailed, *GONE) as why:
+                found = lost_elsewhere(candidate, why, Verdict.NOT_BUILT)
+                lost.append(replace(found, reason=f"while it was bundled: {found.reason}"))
+                variants = [each for each in variants if each is not winner]
+            else:
+                return judged
 
     def _compare(
         self, judgements: Sequence[Judgement], examined: Examined, stand: Stand

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 
 from seatrial.credentials import Credentials
 from seatrial.settings import Settings
@@ -83,8 +84,7 @@ class Far:
     variables: dict[str, str] = field(default_factory=dict)
 
     def children(self) -> list[int]:
-        found = Path(f"/proc/{self.process.pid}/task")
-        return [int(pid) for task in found.iterdir() for pid in (task / "children").read_text().split()]
+        return [child.pid for child in psutil.Process(self.process.pid).children()]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from seatrial.bundle import open_bundle
 from seatrial.engines import fingerprint
 from seatrial.errors import DiskFull, InvalidSource, Misused, NotInRegistry
 from seatrial.registry import BUNDLE_TAG, EXPORT_RUN_TAG, ModelRef, ModelVersion
@@ -315,6 +316,29 @@ def test_an_engine_that_is_lost_after_all_were_timed_costs_its_target_alone(mome
     else:
         assert f"{doomed.name} was not set beside the source: {lost}" in exported.report.notes
         assert prove(exported.bundles[OPENVINO_CPU]) == 8
+
+
+@pytest.mark.usefixtures("version")
+def test_where_the_best_cannot_be_opened_again_to_be_bundled_the_next_best_is_taken(
+    settings: Settings, tmp_path: Path
+) -> None:
+    bundled: list[str] = []
+
+    def tell(subject: str, words: str) -> None:
+        if words == "bundling" and not bundled:
+            for bundle in map(open_bundle, (settings.home / "export").glob("*/bundles/*")):
+                if bundle.manifest.variant.name == subject:
+                    (bundle.path / "model.onnx").write_bytes(b"")
+        bundled.extend([subject] if words == "bundling" else [])
+
+    rows = write_npz(some_rows(400), tmp_path / "rows.npz")
+    request = Request(ref=REF, candidates=(FLOAT, STATIC), samples=rows, budget=Budget(accuracy_drop=0.5))
+    exported = attempt(request, settings, tell=tell)
+    best, second = bundled
+    assert {best, second} == {FLOAT.name, STATIC.name}
+    assert verdicts(exported) == {best: Verdict.NOT_BUILT, second: Verdict.CHOSEN}
+    assert reason(exported, *named([best])).startswith("while it was bundled: ")
+    assert prove(exported.bundles[TARGET]) > 0
 
 
 def test_a_second_export_with_another_budget_converts_nothing_again(
