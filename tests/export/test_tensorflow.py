@@ -10,24 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from seatrial.bundle import Bundle, Draft, EngineSpec, ModelName, write_bundle
+from seatrial.bundle import Bundle, EngineSpec
 from seatrial.engines import obstacle
 from seatrial.errors import BundleCorrupt, EngineFailed
 from seatrial.tensors import DataType, Signature, TensorSpec
 from seatrial_export import package
 from seatrial_export.candidate import CANDIDATES, TENSORFLOW_CPU
-from seatrial_export.exam import set_exam
 from seatrial_export.fixed_sizes import name_of, sizes_of
-from seatrial_export.program import reference
-from seatrial_export.verify import verify
 from seatrial_models import ARCHITECTURES, architecture
-from seatrial_models.program import to_program
 from seatrial_serving.engines import Engine, open_engine
-from tests.serving.engine_bundles import belonging, packaged
+from tests.export.zoo import CONFIG, SIGNATURE, TRANSFORMER, greatest_distance, program_of
+from tests.serving.engine_bundles import bare_bundle, belonging, packaged
 
-TRANSFORMER = architecture("text-transformer")
-CONFIG = TRANSFORMER.small[0]
-SIGNATURE = TRANSFORMER.signature(CONFIG)
 [TENSORFLOW] = [candidate for candidate in CANDIDATES if candidate.target == TENSORFLOW_CPU]
 slow = pytest.mark.slow
 
@@ -46,10 +40,7 @@ def test_without_its_runtime_or_its_converter_it_is_told_what_brings_them(monkey
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    place = tmp_path_factory.mktemp("program") / "model.pt2"
-    torch.export.save(to_program(TRANSFORMER.build(CONFIG).eval(), TRANSFORMER.example(CONFIG, 3), SIGNATURE), place)
-    return place
+    return program_of(tmp_path_factory.mktemp("program") / "model.pt2")
 
 
 def converted(program: Path, folder: Path, signature: Signature) -> Path:
@@ -72,19 +63,7 @@ def changed(model: Path, tmp_path: Path) -> Path:
 
 
 def bundle_of(model: Path, store: Path, signature: Signature = SIGNATURE) -> Bundle:
-    file, files = belonging(model, model.parent.parent)
-    draft = Draft(
-        model=ModelName(name="converted", version="1"),
-        variant=TENSORFLOW.variant_name(()),
-        signature=signature,
-        engine=TENSORFLOW.engine,
-        graphs={"main": file},
-        files=files,
-        golden=(),
-        source_bounds={},
-        rerun_bounds={},
-    )
-    return write_bundle(draft, store)
+    return bare_bundle(model, store, engine="tensorflow", signature=signature, beneath=model.parent.parent)
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +74,7 @@ def engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[En
 
 @slow
 def test_tensorflow_answers_as_the_program_at_every_size_and_in_company(engine: Engine, program: Path) -> None:
-    rows = {name: tensor.numpy() for name, tensor in TRANSFORMER.example(CONFIG, 24).items()}
-    exam = set_exam(SIGNATURE, rows, reference(program, SIGNATURE))
-    assert {axis.name for axis in SIGNATURE.dynamic_axes} == {case.axis for case in exam.cases if case.axis}
-    assert verify(TENSORFLOW, engine.predict, exam).agreement.max_absolute < 5e-6
+    assert greatest_distance(TENSORFLOW, engine, program) < 5e-6
 
 
 @slow
@@ -263,13 +239,8 @@ def test_one_with_other_tensors_than_its_signature_is_corrupt(model: Path, tmp_p
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != TRANSFORMER.name])
 def test_each_architecture_of_the_zoo_converts_and_agrees(name: str, tmp_path: Path) -> None:
     zoo = architecture(name)
-    config = zoo.small[0]
-    signature = zoo.signature(config)
-    torch.manual_seed(0)
-    program = tmp_path / "program.pt2"
-    torch.export.save(to_program(zoo.build(config).eval(), zoo.example(config, 3), signature), program)
+    signature = zoo.signature(zoo.small[0])
+    program = program_of(tmp_path / "program.pt2", zoo)
     model = converted(program, tmp_path, signature)
-    rows = {each: tensor.numpy() for each, tensor in zoo.example(config, 24).items()}
-    exam = set_exam(signature, rows, reference(program, signature))
     with closing(open_engine(bundle_of(model, tmp_path / "bundles", signature), threads=1)) as opened:
-        assert verify(TENSORFLOW, opened.predict, exam).agreement.max_absolute < 1e-5
+        assert greatest_distance(TENSORFLOW, opened, program, zoo) < 1e-5
