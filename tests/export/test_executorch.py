@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 from seatrial.bundle import EngineSpec
 from seatrial.engines import obstacle
 from seatrial.errors import BundleCorrupt, EngineFailed
+from seatrial.tensors import DataType, Signature, TensorSpec
 from seatrial_export.candidate import CANDIDATES, EXECUTORCH_CPU
 from seatrial_export.pooling import pool_whole_images
 from seatrial_serving.engines import Engine, open_engine
@@ -115,3 +116,22 @@ def test_a_file_that_is_cut_off_is_corrupt(model: Path, kept: int, tmp_path: Pat
     cut.write_bytes(model.read_bytes()[:kept])
     with pytest.raises(BundleCorrupt, match="ExecuTorch cannot load"):
         open_engine(bundle_of(cut, tmp_path / "bundles"), threads=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ([("token_ids", DataType.INT32, (-1, -1))], r"'token_ids' int64\[64, 12\] in .*has 'token_ids' int32"),
+        ([("token_ids", DataType.INT64, (-1, 7))], r"'token_ids' int64\[64, 12\] in .*has 'token_ids' int64\[-1, 7\]"),
+        ([(name, DataType.INT64, (-1, -1)) for name in ("a", "b")], r"'a' int64\[64, 12\] in .*has 'a' .*, 'b' "),
+    ],
+)
+def test_one_with_other_tensors_than_its_signature_is_corrupt(
+    model: Path, inputs: list[tuple[str, DataType, tuple[int, ...]]], said: str, tmp_path: Path
+) -> None:
+    """It has no names, so what comes first is the first."""
+    specs = tuple(TensorSpec(name=name, datatype=datatype, shape=shape) for name, datatype, shape in inputs)
+    bundle = bundle_of(model, tmp_path, signature=Signature(inputs=specs, outputs=SIGNATURE.outputs))
+    with pytest.raises(BundleCorrupt, match=f"ExecuTorch found the tensors {said}"):
+        open_engine(bundle, threads=1)
