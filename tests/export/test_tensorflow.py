@@ -1,5 +1,6 @@
 """A program as TensorFlow runs it: a SavedModel with a few fixed sizes, and nothing in it that export did not write."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,6 +14,7 @@ import torch
 from seatrial.bundle import Bundle, EngineSpec
 from seatrial.engines import obstacle
 from seatrial.errors import BundleCorrupt, EngineFailed
+from seatrial.machine import resident_bytes
 from seatrial.tensors import DataType, Signature, TensorSpec
 from seatrial_export import package
 from seatrial_export.candidate import CANDIDATES, TENSORFLOW_CPU
@@ -20,7 +22,7 @@ from seatrial_export.fixed_sizes import name_of, sizes_of
 from seatrial_models import ARCHITECTURES, architecture
 from seatrial_serving.engines import Engine, open_engine
 from tests.export.zoo import CONFIG, SIGNATURE, TRANSFORMER, greatest_distance, program_of
-from tests.serving.engine_bundles import bare_bundle, belonging, packaged
+from tests.serving.engine_bundles import bare_bundle, belonging, linear_bundle, packaged
 
 [TENSORFLOW] = [candidate for candidate in CANDIDATES if candidate.target == TENSORFLOW_CPU]
 slow = pytest.mark.slow
@@ -130,6 +132,23 @@ def test_a_saved_model_says_nothing_of_where_it_was_made_and_is_the_same_when_ma
     }  # fmt: skip
     assert not any(word in content for content in here.values() for word in (b"site-packages", bytes(program.parent)))
     assert contents(converted(program, tmp_path, SIGNATURE)) == here
+
+
+@slow
+def test_engines_that_are_opened_and_closed_leave_nothing_behind(tmp_path: Path) -> None:
+    """Uncollected, each left its compiled programs, about 1 MiB."""
+    pytest.importorskip("tensorflow", exc_type=ImportError)
+    pytest.importorskip("litert_torch", exc_type=ImportError)
+    bundle = linear_bundle("tensorflow", tmp_path)
+
+    def opened_and_closed(times: int) -> int:
+        for _ in range(times):
+            with closing(open_engine(bundle, threads=1)) as opened:
+                opened.predict({"x": np.ones((41, 4), np.float32)})
+        return resident_bytes(os.getpid())
+
+    before = opened_and_closed(10)  # until what TensorFlow keeps once is there
+    assert opened_and_closed(40) - before < 10 * 2**20
 
 
 # What is not loaded

@@ -5,6 +5,7 @@ it or after it has the same. A graph of TensorFlow may read files, write them, a
 is refused before TensorFlow sees it.
 """
 
+import gc
 import os
 import threading
 from collections.abc import Mapping
@@ -13,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # or it tells whoever starts a server of every compilation
+# Or it tells whoever starts a server of compilations, and of kernels of oneDNN, which what XLA compiles never asks.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
@@ -67,7 +70,9 @@ class TensorFlow:
             raise EngineFailed(f"TensorFlow refused the batch: {error}") from error
 
     def close(self) -> None:
+        """Waits for Python's collector: what TensorFlow loaded refers to itself, and stays until it is collected."""
         self._programs.close()
+        gc.collect()
 
 
 def open_bundle(bundle: Bundle, threads: int, spinning: bool) -> TensorFlow:  # noqa: ARG001 - XLA decides how to wait
