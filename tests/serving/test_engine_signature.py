@@ -44,7 +44,7 @@ def test_a_tensor_that_is_missing_is_missed() -> None:
 def test_a_datatype_that_a_runtime_does_not_take_is_named_with_its_tensor() -> None:
     text = TensorSpec(name="text", datatype=DataType.BYTES, shape=(-1,))
     check_datatypes(Signature(inputs=SPECS, outputs=SPECS[:1]), "Runtime")
-    with pytest.raises(EngineUnavailable, match="wants Runtime for 'text', which takes no BYTES here"):
+    with pytest.raises(EngineUnavailable, match="wants Runtime for 'text', and Runtime takes no BYTES here"):
         check_datatypes(Signature(inputs=SPECS, outputs=(text,)), "Runtime")
-    with pytest.raises(EngineUnavailable, match="wants Runtime for 'by', which takes no FP32 here"):
+    with pytest.raises(EngineUnavailable, match="wants Runtime for 'by', and Runtime takes no FP32 here"):
         check_datatypes(Signature(inputs=SPECS, outputs=()), "Runtime", not_taken=(DataType.FP32,))

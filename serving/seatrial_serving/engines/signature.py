@@ -17,7 +17,7 @@ def check_datatypes(signature: Signature, runtime: str, *, not_taken: Collection
     """Raises `EngineUnavailable` for a tensor that `runtime` does not take."""
     for spec in (*signature.inputs, *signature.outputs):
         if spec.datatype in not_taken:
-            raise EngineUnavailable(f"wants {runtime} for '{spec.name}', which takes no {spec.datatype} here")
+            raise EngineUnavailable(f"wants {runtime} for '{spec.name}', and {runtime} takes no {spec.datatype} here")
 
 
 def check_told(path: Path, runtime: str, told: Mapping[str, Told], specs: Sequence[TensorSpec]) -> None:
