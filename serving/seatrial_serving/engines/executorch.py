@@ -89,14 +89,14 @@ class _Program:
     def __init__(self, path: Path, signature: Signature) -> None:
         try:
             self._program = runtime._load_program(str(path))  # noqa: SLF001
-            self.method: Any = self._program.load_method(FORWARD)
+            meta = self._program.method_meta(FORWARD)
+            inputs = _told(signature.inputs, [meta.input_tensor_meta(i) for i in range(meta.num_inputs())])
+            check_told(path, "ExecuTorch", inputs, signature.inputs)
+            outputs = _told(signature.outputs, [meta.output_tensor_meta(i) for i in range(meta.num_outputs())])
+            check_told(path, "ExecuTorch", outputs, signature.outputs)
+            self.method: Any = self._program.load_method(FORWARD)  # from here on it has hold of the pool
         except RuntimeError as error:
             raise BundleCorrupt(f"ExecuTorch cannot load {path}: {error}") from error
-        meta = self.method.method_meta()
-        inputs = _told(signature.inputs, [meta.input_tensor_meta(i) for i in range(meta.num_inputs())])
-        check_told(path, "ExecuTorch", inputs, signature.inputs)
-        outputs = _told(signature.outputs, [meta.output_tensor_meta(i) for i in range(meta.num_outputs())])
-        check_told(path, "ExecuTorch", outputs, signature.outputs)
         self.room = [shape for _, shape in inputs.values()]
 
 
