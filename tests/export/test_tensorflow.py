@@ -22,7 +22,7 @@ from seatrial_export.fixed_sizes import name_of, sizes_of
 from seatrial_models import ARCHITECTURES, architecture
 from seatrial_serving.engines import Engine, open_engine
 from tests.export.zoo import CONFIG, SIGNATURE, TRANSFORMER, greatest_distance, program_of
-from tests.serving.engine_bundles import bare_bundle, belonging, linear_bundle, packaged
+from tests.serving.engine_bundles import bare_bundle, belonging, packaged
 
 [TENSORFLOW] = [candidate for candidate in CANDIDATES if candidate.target == TENSORFLOW_CPU]
 slow = pytest.mark.slow
@@ -137,14 +137,16 @@ def test_a_saved_model_says_nothing_of_where_it_was_made_and_is_the_same_when_ma
 @slow
 def test_engines_that_are_opened_and_closed_leave_nothing_behind(tmp_path: Path) -> None:
     """Uncollected, each left its compiled programs, about 1 MiB."""
-    pytest.importorskip("tensorflow", exc_type=ImportError)
-    pytest.importorskip("litert_torch", exc_type=ImportError)
-    bundle = linear_bundle("tensorflow", tmp_path)
+    lenet = architecture("lenet5")
+    signature = lenet.signature(lenet.small[0])
+    model = converted(program_of(tmp_path / "program.pt2", lenet), tmp_path, signature)
+    bundle = bundle_of(model, tmp_path / "bundles", signature)
+    batch = {name: tensor.numpy() for name, tensor in lenet.example(lenet.small[0], 41).items()}
 
     def opened_and_closed(times: int) -> int:
         for _ in range(times):
             with closing(open_engine(bundle, threads=1)) as opened:
-                opened.predict({"x": np.ones((41, 4), np.float32)})
+                opened.predict(batch)
         return resident_bytes(os.getpid())
 
     before = opened_and_closed(10)  # until what TensorFlow keeps once is there
