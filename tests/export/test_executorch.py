@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,22 +11,17 @@ import pytest
 import torch
 from torch.export import Dim, ExportedProgram
 
-from seatrial.bundle import Bundle, Draft, EngineSpec, ModelName, write_bundle
+from seatrial.bundle import EngineSpec
 from seatrial.engines import obstacle
 from seatrial.errors import BundleCorrupt, EngineFailed
+from seatrial.tensors import DataType, Signature, TensorSpec
 from seatrial_export.candidate import CANDIDATES, EXECUTORCH_CPU
-from seatrial_export.exam import set_exam
 from seatrial_export.pooling import pool_whole_images
-from seatrial_export.program import reference
-from seatrial_export.verify import verify
-from seatrial_models import architecture
-from seatrial_models.program import to_program
 from seatrial_serving.engines import Engine, open_engine
-from tests.serving.engine_bundles import packaged
+from tests.export.zoo import CONFIG, SIGNATURE, greatest_distance, program_of
+from tests.serving.engine_bundles import bare_bundle, packaged
 
-TRANSFORMER = architecture("text-transformer")
-CONFIG = TRANSFORMER.small[0]
-SIGNATURE = TRANSFORMER.signature(CONFIG)
+bundle_of = partial(bare_bundle, engine="executorch", signature=SIGNATURE)
 [EXECUTORCH] = [candidate for candidate in CANDIDATES if candidate.target == EXECUTORCH_CPU]
 
 
@@ -60,32 +56,13 @@ def test_pooling_with_windows_that_are_all_alike_is_plain_pooling(into: tuple[in
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that computes with its sizes: heads are cut out of, and put back into, batches of any size and length."""
-    torch.manual_seed(0)
-    place = tmp_path_factory.mktemp("program") / "model.pt2"
-    torch.export.save(to_program(TRANSFORMER.build(CONFIG).eval(), TRANSFORMER.example(CONFIG, 3), SIGNATURE), place)
-    return place
+    return program_of(tmp_path_factory.mktemp("program") / "model.pt2")
 
 
 @pytest.fixture(scope="module")
 def model(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("executorch", exc_type=ImportError)
     return packaged(program, tmp_path_factory.mktemp("compiled"), engine="executorch", signature=SIGNATURE)
-
-
-def bundle_of(model: Path, place: Path) -> Bundle:
-    draft = Draft(
-        model=ModelName(name="transformer", version="1"),
-        variant=EXECUTORCH.variant_name(()),
-        signature=SIGNATURE,
-        engine=EXECUTORCH.engine,
-        graphs={"main": model.name},
-        files={model.name: model},
-        golden=(),
-        source_bounds={},
-        rerun_bounds={},
-    )
-    return write_bundle(draft, place)
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +73,7 @@ def engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[En
 
 @pytest.mark.slow
 def test_executorch_answers_as_the_program_at_every_size_and_in_company(engine: Engine, program: Path) -> None:
-    rows = {name: tensor.numpy() for name, tensor in TRANSFORMER.example(CONFIG, 24).items()}
-    exam = set_exam(SIGNATURE, rows, reference(program, SIGNATURE))
-    assert {axis.name for axis in SIGNATURE.dynamic_axes} == {case.axis for case in exam.cases if case.axis}
-    assert verify(EXECUTORCH, engine.predict, exam).agreement.max_absolute < 2e-6
+    assert greatest_distance(EXECUTORCH, engine, program) < 2e-6
 
 
 @pytest.mark.slow
@@ -142,3 +116,22 @@ def test_a_file_that_is_cut_off_is_corrupt(model: Path, kept: int, tmp_path: Pat
     cut.write_bytes(model.read_bytes()[:kept])
     with pytest.raises(BundleCorrupt, match="ExecuTorch cannot load"):
         open_engine(bundle_of(cut, tmp_path / "bundles"), threads=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ([("token_ids", DataType.INT32, (-1, -1))], r"'token_ids' int64\[64, 12\] in .*has 'token_ids' int32"),
+        ([("token_ids", DataType.INT64, (-1, 7))], r"'token_ids' int64\[64, 12\] in .*has 'token_ids' int64\[-1, 7\]"),
+        ([(name, DataType.INT64, (-1, -1)) for name in ("a", "b")], r"'a' int64\[64, 12\] in .*has 'a' .*, 'b' "),
+    ],
+)
+def test_one_with_other_tensors_than_its_signature_is_corrupt(
+    model: Path, inputs: list[tuple[str, DataType, tuple[int, ...]]], said: str, tmp_path: Path
+) -> None:
+    """It has no names, so what comes first is the first."""
+    specs = tuple(TensorSpec(name=name, datatype=datatype, shape=shape) for name, datatype, shape in inputs)
+    bundle = bundle_of(model, tmp_path, signature=Signature(inputs=specs, outputs=SIGNATURE.outputs))
+    with pytest.raises(BundleCorrupt, match=f"ExecuTorch found the tensors {said}"):
+        open_engine(bundle, threads=1)

@@ -2,29 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from seatrial.bundle import Bundle, Draft, EngineSpec, ModelName, write_bundle
+from seatrial.bundle import EngineSpec
 from seatrial.engines import obstacle
 from seatrial.errors import BundleCorrupt, EngineFailed, WrongInput
 from seatrial.tensors import DataType, Signature, TensorSpec
 from seatrial_export import package
 from seatrial_export.candidate import CANDIDATES, LITERT_CPU
-from seatrial_export.exam import set_exam
-from seatrial_export.program import reference
-from seatrial_export.verify import verify
 from seatrial_models import ARCHITECTURES, architecture
-from seatrial_models.program import to_program
 from seatrial_serving.engines import Engine, open_engine
-from tests.serving.engine_bundles import packaged
+from tests.export.zoo import CONFIG, SIGNATURE, TRANSFORMER, greatest_distance, program_of
+from tests.serving.engine_bundles import bare_bundle, packaged
 
-TRANSFORMER = architecture("text-transformer")
-CONFIG = TRANSFORMER.small[0]
-SIGNATURE = TRANSFORMER.signature(CONFIG)
+bundle_of = partial(bare_bundle, engine="litert", signature=SIGNATURE)
 [LITERT] = [candidate for candidate in CANDIDATES if candidate.target == LITERT_CPU]
 slow = pytest.mark.slow
 
@@ -44,31 +39,13 @@ def test_without_its_runtime_or_its_converter_it_is_told_what_brings_them(monkey
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    place = tmp_path_factory.mktemp("program") / "model.pt2"
-    torch.export.save(to_program(TRANSFORMER.build(CONFIG).eval(), TRANSFORMER.example(CONFIG, 3), SIGNATURE), place)
-    return place
+    return program_of(tmp_path_factory.mktemp("program") / "model.pt2")
 
 
 @pytest.fixture(scope="module")
 def model(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("litert_torch", exc_type=ImportError)
     return packaged(program, tmp_path_factory.mktemp("converted"), engine="litert", signature=SIGNATURE)
-
-
-def bundle_of(model: Path, place: Path, signature: Signature = SIGNATURE) -> Bundle:
-    draft = Draft(
-        model=ModelName(name="converted", version="1"),
-        variant=LITERT.variant_name(()),
-        signature=signature,
-        engine=LITERT.engine,
-        graphs={"main": model.name},
-        files={model.name: model},
-        golden=(),
-        source_bounds={},
-        rerun_bounds={},
-    )
-    return write_bundle(draft, place)
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +56,7 @@ def engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[En
 
 @slow
 def test_litert_answers_as_the_program_at_every_size_and_in_company(engine: Engine, program: Path) -> None:
-    rows = {name: tensor.numpy() for name, tensor in TRANSFORMER.example(CONFIG, 24).items()}
-    exam = set_exam(SIGNATURE, rows, reference(program, SIGNATURE))
-    assert {axis.name for axis in SIGNATURE.dynamic_axes} == {case.axis for case in exam.cases if case.axis}
-    assert verify(LITERT, engine.predict, exam).agreement.max_absolute < 5e-6
+    assert greatest_distance(LITERT, engine, program) < 5e-6
 
 
 @slow
@@ -147,7 +121,7 @@ def test_a_file_with_other_tensors_than_its_signature_is_corrupt(model: Path, tm
     other = TensorSpec(name="token_ids", datatype=DataType.INT32, shape=(-1, -1))
     signature = Signature(inputs=(other,), outputs=SIGNATURE.outputs, dynamic_axes=SIGNATURE.dynamic_axes)
     with pytest.raises(BundleCorrupt, match="LiteRT found the tensors"):
-        open_engine(bundle_of(model, tmp_path, signature), threads=1)
+        open_engine(bundle_of(model, tmp_path, signature=signature), threads=1)
 
 
 @slow
@@ -155,13 +129,8 @@ def test_a_file_with_other_tensors_than_its_signature_is_corrupt(model: Path, tm
 def test_each_architecture_of_the_zoo_converts_and_agrees(name: str, tmp_path: Path) -> None:
     pytest.importorskip("litert_torch", exc_type=ImportError)
     zoo = architecture(name)
-    config = zoo.small[0]
-    signature = zoo.signature(config)
-    torch.manual_seed(0)
-    program = tmp_path / "program.pt2"
-    torch.export.save(to_program(zoo.build(config).eval(), zoo.example(config, 3), signature), program)
+    signature = zoo.signature(zoo.small[0])
+    program = program_of(tmp_path / "program.pt2", zoo)
     model = packaged(program, tmp_path, engine="litert", signature=signature)
-    rows = {each: tensor.numpy() for each, tensor in zoo.example(config, 24).items()}
-    exam = set_exam(signature, rows, reference(program, signature))
-    with closing(open_engine(bundle_of(model, tmp_path / "bundles", signature), threads=1)) as opened:
-        assert verify(LITERT, opened.predict, exam).agreement.max_absolute < 1e-5
+    with closing(open_engine(bundle_of(model, tmp_path / "bundles", signature=signature), threads=1)) as opened:
+        assert greatest_distance(LITERT, opened, program, zoo) < 1e-5

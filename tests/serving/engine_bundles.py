@@ -90,7 +90,6 @@ def heavy_program(path: Path) -> Path:
 
 
 def heavy_bundle(engine: str, folder: Path) -> Bundle:
-    """Without golden requests: it is not proved, only timed."""
     if why := obstacle(EngineSpec(name=engine)):
         (pytest.skip if engine in NOT_IN_DEV else absent)(why)
     folder.mkdir(exist_ok=True)
@@ -99,18 +98,24 @@ def heavy_bundle(engine: str, folder: Path) -> Bundle:
         if engine in OF_TORCH
         else heavy_onnx(folder / "heavy.onnx")
     )
+    return bare_bundle(model, folder / "bundles", engine=engine, signature=HEAVY)
+
+
+def bare_bundle(model: Path, store: Path, *, engine: str, signature: Signature, beneath: Path | None = None) -> Bundle:
+    """Without golden requests: it is not proved, only asked. What belongs to `model` lies `beneath`, or is `model` alone."""
+    file, files = belonging(model, beneath or model.parent)
     draft = Draft(
-        model=ModelName(name="heavy", version="1"),
+        model=ModelName(name="bare", version="1"),
         variant=VariantName(name="fp32", target="any", precision="fp32"),
-        signature=HEAVY,
+        signature=signature,
         engine=EngineSpec(name=engine),
-        graphs={"main": model.name},
-        files={model.name: model},
+        graphs={"main": file},
+        files=files,
         golden=(),
         source_bounds={},
         rerun_bounds={},
     )
-    return write_bundle(draft, folder / "bundles")
+    return write_bundle(draft, store)
 
 
 def packaged(program: Path, folder: Path, *, engine: str, signature: Signature) -> Path:

@@ -12,10 +12,11 @@ import coremltools as ct
 import numpy as np
 
 from seatrial.bundle import MAIN, Bundle
-from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable
+from seatrial.errors import BundleCorrupt, EngineFailed
 from seatrial.tensors import Array, DataType, TensorSpec
+from seatrial_serving.engines.signature import check_datatypes
 
-TAKEN = (DataType.FP32, DataType.INT32, DataType.INT64)
+NOT_TAKEN = frozenset(DataType) - {DataType.FP32, DataType.INT32, DataType.INT64}
 
 
 class CoreMl:
@@ -25,9 +26,7 @@ class CoreMl:
         """Raises `BundleCorrupt`, and `EngineUnavailable` for a signature with tensors that Core ML does not take."""
         self.signature = bundle.manifest.signature
         self.graphs = {MAIN: self.signature}
-        for spec in (*self.signature.inputs, *self.signature.outputs):
-            if spec.datatype not in TAKEN:
-                raise EngineUnavailable(f"wants Core ML for '{spec.name}', which takes no {spec.datatype}")
+        check_datatypes(self.signature, "Core ML", not_taken=NOT_TAKEN)
         self._model: Any = _load(bundle.file(bundle.manifest.graphs[MAIN]).parent)
 
     def predict(self, inputs: Mapping[str, Array], *, graph: str = "main") -> dict[str, Array]:  # noqa: ARG002 - it has one

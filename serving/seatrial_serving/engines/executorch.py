@@ -9,7 +9,7 @@ and some hundred MiB.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -18,7 +18,8 @@ import torch
 
 from seatrial.bundle import MAIN, Bundle
 from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable
-from seatrial.tensors import Array, DataType
+from seatrial.tensors import Array, Signature, TensorSpec
+from seatrial_serving.engines.signature import check_datatypes, check_told
 from seatrial_serving.engines.torch import array_of, tensor_of
 
 try:
@@ -28,9 +29,16 @@ except ImportError as error:  # built against another torch, most often
         f"wants ExecuTorch, which cannot be imported beside torch {torch.__version__}: {error}"
     ) from error
 
-NOT_TAKEN = (DataType.BYTES, DataType.BF16)
 FORWARD = "forward"
 """What its compiler calls the only method of a program."""
+SCALARS: Mapping[int, str] = {
+    **dict(enumerate(("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"))),
+    11: "bool",
+    27: "uint16",
+    28: "uint32",
+    29: "uint64",
+}
+"""Its `ScalarType` in numpy's words; the package has the table in the compiler alone."""
 
 
 class ExecuTorch:
@@ -41,13 +49,13 @@ class ExecuTorch:
         """Raises `BundleCorrupt`, and `EngineUnavailable` for a signature with tensors that ExecuTorch does not take."""
         self.signature = bundle.manifest.signature
         self.graphs = {MAIN: self.signature}
-        for spec in (*self.signature.inputs, *self.signature.outputs):
-            if spec.datatype in NOT_TAKEN:
-                raise EngineUnavailable(f"wants ExecuTorch for '{spec.name}', which takes no {spec.datatype} here")
+        check_datatypes(self.signature, "ExecuTorch")
         with _opening:
             if not _opened:
                 runtime._unsafe_reset_threadpool(threads)  # noqa: SLF001 - so is all of it called
-            self._programs = {name: _Program(bundle.file(file)) for name, file in bundle.manifest.graphs.items()}
+            self._programs = {
+                name: _Program(bundle.file(file), self.signature) for name, file in bundle.manifest.graphs.items()
+            }
             _opened.add(self)
 
     def predict(self, inputs: Mapping[str, Array], *, graph: str = "main") -> dict[str, Array]:
@@ -78,14 +86,27 @@ _opened: "WeakSet[ExecuTorch]" = WeakSet()
 class _Program:
     """`room` is the largest that each input may be."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, signature: Signature) -> None:
         try:
             self._program = runtime._load_program(str(path))  # noqa: SLF001
-            self.method: Any = self._program.load_method(FORWARD)
+            meta = self._program.method_meta(FORWARD)
+            inputs = _told(signature.inputs, [meta.input_tensor_meta(i) for i in range(meta.num_inputs())])
+            check_told(path, "ExecuTorch", inputs, signature.inputs)
+            outputs = _told(signature.outputs, [meta.output_tensor_meta(i) for i in range(meta.num_outputs())])
+            check_told(path, "ExecuTorch", outputs, signature.outputs)
+            self.method: Any = self._program.load_method(FORWARD)  # from here on it has hold of the pool
         except RuntimeError as error:
             raise BundleCorrupt(f"ExecuTorch cannot load {path}: {error}") from error
-        told = self.method.method_meta()
-        self.room: list[tuple[int, ...]] = [told.input_tensor_meta(i).sizes() for i in range(told.num_inputs())]
+        self.room = [shape for _, shape in inputs.values()]
+
+
+def _told(specs: Sequence[TensorSpec], found: Sequence[Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """By the names of `specs`, for a program has no names, only an order."""
+    names = (*(spec.name for spec in specs), *map(str, range(len(specs), len(found))))
+    return {
+        name: (SCALARS.get(each.dtype(), f"type {each.dtype()}"), each.sizes())
+        for name, each in zip(names, found, strict=False)
+    }
 
 
 def open_bundle(bundle: Bundle, threads: int, spinning: bool) -> ExecuTorch:  # noqa: ARG001 - its pool decides how to wait

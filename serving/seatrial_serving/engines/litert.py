@@ -4,19 +4,20 @@ A file has the program at a few fixed sizes, each as a signature of its own, and
 size is refused here: the runtime itself would resize, and keep what the converter computed from the old sizes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from seatrial.bundle import MAIN, Bundle
-from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable, WrongInput
-from seatrial.tensors import Array, DataType, Signature, TensorSpec
-from seatrial_serving.engines.fixed_sizes import FixedSizes
+from seatrial.errors import BundleCorrupt, EngineFailed, WrongInput
+from seatrial.tensors import Array, Signature
+from seatrial_serving.engines.fixed_sizes import FixedSizes, Shape
+from seatrial_serving.engines.signature import check_datatypes, check_told
 
-NOT_TAKEN = (DataType.BYTES, DataType.BF16)
 REFUSALS = (RuntimeError, TypeError, ValueError)
 BEYOND = "index out of bounds"
 """What the runtime says of an index beyond its table."""
@@ -31,9 +32,7 @@ class LiteRt:
         """Raises `BundleCorrupt`, and `EngineUnavailable` for a signature with tensors that LiteRT does not take."""
         self.signature = bundle.manifest.signature
         self.graphs = {MAIN: self.signature}
-        for spec in (*self.signature.inputs, *self.signature.outputs):
-            if spec.datatype in NOT_TAKEN:
-                raise EngineUnavailable(f"wants LiteRT for '{spec.name}', which takes no {spec.datatype}")
+        check_datatypes(self.signature, "LiteRT")
         self._open = partial(_open_file, bundle.file(bundle.manifest.graphs[MAIN]), self.signature, threads)
         self._file, self._said = self._open(), ""
 
@@ -67,10 +66,10 @@ def _open_file(path: Path, signature: Signature, threads: int) -> FixedSizes:
         interpreter = Interpreter(str(path), num_threads=threads)
         for key in interpreter.get_signature_list():
             ask = interpreter.get_signature_runner(key)
-            told = ask.get_input_details()
-            _check(path, told, signature.inputs)
-            _check(path, ask.get_output_details(), signature.outputs)
-            programs.add({name: tuple(each["shape"].tolist()) for name, each in told.items()}, ask)
+            told = _told(ask.get_input_details())
+            check_told(path, "LiteRT", told, signature.inputs)
+            check_told(path, "LiteRT", _told(ask.get_output_details()), signature.outputs)
+            programs.add({name: shape for name, (_, shape) in told.items()}, ask)
     except REFUSALS as error:
         raise BundleCorrupt(f"LiteRT cannot load {path}: {error}") from error
     if not programs:
@@ -78,8 +77,5 @@ def _open_file(path: Path, signature: Signature, threads: int) -> FixedSizes:
     return programs
 
 
-def _check(path: Path, told: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
-    found = {name: each["dtype"] for name, each in told.items()}
-    wanted = {spec.name: spec.datatype.numpy.type for spec in specs}
-    if found != wanted:
-        raise BundleCorrupt(f"LiteRT found the tensors {found} in {path}, and its signature has {wanted}")
+def _told(details: Mapping[str, Any]) -> dict[str, tuple[str, Shape]]:
+    return {name: (np.dtype(each["dtype"]).name, tuple(each["shape"].tolist())) for name, each in details.items()}

@@ -12,11 +12,11 @@ import numpy as np
 import openvino as ov
 
 from seatrial.bundle import MAIN, Bundle
-from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable
-from seatrial.tensors import Array, DataType
+from seatrial.errors import BundleCorrupt, EngineFailed
+from seatrial.tensors import Array
+from seatrial_serving.engines.signature import check_datatypes
 
 DEVICE = "CPU"
-NOT_TAKEN = (DataType.BYTES, DataType.BF16)
 PROPERTIES: Mapping[str, str | int | bool] = {
     "PERFORMANCE_HINT": "LATENCY",
     "NUM_STREAMS": 1,
@@ -33,11 +33,7 @@ class OpenVino:
         manifest = bundle.manifest
         self.signature = manifest.signature
         self.graphs = {MAIN: self.signature}
-        for spec in (*self.signature.inputs, *self.signature.outputs):
-            if spec.datatype in NOT_TAKEN:
-                raise EngineUnavailable(
-                    f"wants OpenVINO for '{spec.name}', and its CPU plugin takes no {spec.datatype}"
-                )
+        check_datatypes(self.signature, "OpenVINO")
         properties = {**PROPERTIES, **manifest.engine.options, "INFERENCE_NUM_THREADS": threads}
         core = ov.Core()
         self._requests = {

@@ -5,24 +5,31 @@ it or after it has the same. A graph of TensorFlow may read files, write them, a
 is refused before TensorFlow sees it.
 """
 
+import gc
+import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# Or it tells whoever starts a server of compilations, and of kernels of oneDNN, which what XLA compiles never asks.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from seatrial.bundle import MAIN, Bundle
-from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable
-from seatrial.tensors import Array, DataType, Signature, TensorSpec
-from seatrial_serving.engines.fixed_sizes import Ask, FixedSizes
+from seatrial.errors import BundleCorrupt, EngineFailed
+from seatrial.tensors import Array, Signature
+from seatrial_serving.engines.fixed_sizes import Ask, FixedSizes, Shape
+from seatrial_serving.engines.signature import check_datatypes, check_told
 
 SERVING_DEFAULT = "serving_default"
-NOT_TAKEN = (DataType.BYTES, DataType.BF16)
 REFUSALS = (tf.errors.OpError, TypeError, ValueError)
 UNREADABLE = (*REFUSALS, AttributeError, IndexError, KeyError, OSError, RuntimeError)
 """What its loader raises over a SavedModel that is not whole."""
@@ -49,9 +56,7 @@ class TensorFlow:
         """Raises `BundleCorrupt`, and `EngineUnavailable` for a signature with tensors that TensorFlow does not take."""
         self.signature = bundle.manifest.signature
         self.graphs = {MAIN: self.signature}
-        for spec in (*self.signature.inputs, *self.signature.outputs):
-            if spec.datatype in NOT_TAKEN:
-                raise EngineUnavailable(f"wants TensorFlow for '{spec.name}', which takes no {spec.datatype} here")
+        check_datatypes(self.signature, "TensorFlow")
         entry = bundle.file(bundle.manifest.graphs[MAIN])
         _check_files(entry.parent, bundle)
         _check_operators(entry)
@@ -65,7 +70,9 @@ class TensorFlow:
             raise EngineFailed(f"TensorFlow refused the batch: {error}") from error
 
     def close(self) -> None:
+        """Waits for Python's collector: what TensorFlow loaded refers to itself, and stays until it is collected."""
         self._programs.close()
+        gc.collect()
 
 
 def open_bundle(bundle: Bundle, threads: int, spinning: bool) -> TensorFlow:  # noqa: ARG001 - XLA decides how to wait
@@ -124,12 +131,12 @@ def _load(folder: Path, signature: Signature) -> FixedSizes:
         for name, function in loaded.signatures.items():
             if name == SERVING_DEFAULT:  # the largest again
                 continue
-            told = function.structured_input_signature[1]
-            _check(folder, told, signature.inputs)
-            _check(folder, function.structured_outputs, signature.outputs)
+            told = _told(function.structured_input_signature[1])
+            check_told(folder, "TensorFlow", told, signature.inputs)
+            check_told(folder, "TensorFlow", _told(function.structured_outputs), signature.outputs)
             ask = _asking(function, loaded)
-            ask(**{name: np.zeros(each.shape, each.dtype.as_numpy_dtype) for name, each in told.items()})
-            programs.add({name: tuple(each.shape) for name, each in told.items()}, ask)
+            ask(**{name: np.zeros(shape, datatype) for name, (datatype, shape) in told.items()})
+            programs.add({name: shape for name, (_, shape) in told.items()}, ask)
     except UNREADABLE as error:
         raise BundleCorrupt(f"TensorFlow cannot load {folder}: {error}") from error
     if not programs:
@@ -148,8 +155,5 @@ def _asking(function: Any, loaded: Any) -> Ask:
     return ask
 
 
-def _check(folder: Path, told: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
-    found = {name: each.dtype.as_numpy_dtype for name, each in told.items()}
-    wanted = {spec.name: spec.datatype.numpy.type for spec in specs}
-    if found != wanted:
-        raise BundleCorrupt(f"TensorFlow found the tensors {found} in {folder}, and its signature has {wanted}")
+def _told(tensors: Mapping[str, Any]) -> dict[str, tuple[str, Shape]]:
+    return {name: (each.dtype.name, tuple(each.shape.as_list())) for name, each in tensors.items()}

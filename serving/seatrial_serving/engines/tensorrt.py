@@ -15,6 +15,7 @@ from seatrial.bundle import MAIN, Bundle
 from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable
 from seatrial.tensors import Array, DataType, Signature, TensorSpec
 from seatrial_serving.engines.device_memory import Buffer, Stream
+from seatrial_serving.engines.signature import check_datatypes
 
 
 class TensorRt:
@@ -24,9 +25,7 @@ class TensorRt:
         """Raises `BundleCorrupt`, `EngineUnavailable`."""
         self.signature = signature
         self.graphs = {MAIN: signature}
-        for spec in (*signature.inputs, *signature.outputs):
-            if spec.datatype is DataType.BYTES:
-                raise EngineUnavailable(f"wants TensorRT for '{spec.name}', and TensorRT has no tensors of text")
+        check_datatypes(signature, "TensorRT", not_taken=(DataType.BYTES,))
         try:
             self._stream = Stream()
         except RuntimeError as error:

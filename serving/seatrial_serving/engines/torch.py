@@ -15,9 +15,10 @@ import torch
 from torch.utils import _pytree as pytree
 
 from seatrial.bundle import MAIN, Bundle
-from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable
+from seatrial.errors import BundleCorrupt, EngineFailed
 from seatrial.tensors import Array, DataType, Signature
 from seatrial_serving.engines.pt2 import check_package, check_program, check_script
+from seatrial_serving.engines.signature import check_datatypes
 
 REFUSALS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
 
@@ -63,9 +64,7 @@ def open_script(bundle: Bundle, threads: int, spinning: bool) -> TorchEngine:  #
 
 def _open(bundle: Bundle, load: Callable[[Path], Ask], *, threads: int) -> TorchEngine:
     signature = bundle.manifest.signature
-    for spec in (*signature.inputs, *signature.outputs):
-        if spec.datatype is DataType.BYTES:
-            raise EngineUnavailable(f"wants torch for '{spec.name}', and torch has no tensors of text")
+    check_datatypes(signature, "torch", not_taken=(DataType.BYTES,))
     graphs = {}
     for name, file in bundle.manifest.graphs.items():
         path = bundle.file(file)

@@ -11,10 +11,10 @@ import numpy as np
 import tvm
 
 from seatrial.bundle import MAIN, Bundle
-from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable
-from seatrial.tensors import Array, DataType
+from seatrial.errors import BundleCorrupt, EngineFailed
+from seatrial.tensors import Array
+from seatrial_serving.engines.signature import check_datatypes
 
-NOT_TAKEN = (DataType.BYTES, DataType.BF16)
 REFUSALS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
 
 
@@ -25,9 +25,7 @@ class Tvm:
         """Raises `BundleCorrupt`, and `EngineUnavailable` for a signature with tensors that numpy and TVM do not share."""
         self.signature = bundle.manifest.signature
         self.graphs = {MAIN: self.signature}
-        for spec in (*self.signature.inputs, *self.signature.outputs):
-            if spec.datatype in NOT_TAKEN:
-                raise EngineUnavailable(f"wants TVM for '{spec.name}', which is given no {spec.datatype}")
+        check_datatypes(self.signature, "TVM")
         self._machine: Any = _load(bundle.file(bundle.manifest.graphs[MAIN]))
 
     def predict(self, inputs: Mapping[str, Array], *, graph: str = "main") -> dict[str, Array]:

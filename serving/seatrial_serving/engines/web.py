@@ -24,8 +24,9 @@ import numpy as np
 
 from seatrial.bundle import MAIN, Bundle
 from seatrial.engines import program
-from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable
+from seatrial.errors import BundleCorrupt, EngineFailed
 from seatrial.tensors import Array, DataType
+from seatrial_serving.engines.signature import check_datatypes
 
 NAME = "onnxruntime-web"
 FLAGS = (
@@ -68,9 +69,7 @@ class OnnxRuntimeWeb:
         """Raises `BundleCorrupt`, and `EngineUnavailable` for a signature with tensors that the page's module does not take."""
         self.signature = bundle.manifest.signature
         self.graphs = {MAIN: self.signature}
-        for spec in (*self.signature.inputs, *self.signature.outputs):
-            if spec.datatype in NOT_TAKEN:
-                raise EngineUnavailable(f"wants {NAME} for '{spec.name}', whose module takes no {spec.datatype}")
+        check_datatypes(self.signature, NAME, not_taken=NOT_TAKEN)
         self._files = _Files(bundle.path)
         self._browser = _Browser()
         try:
