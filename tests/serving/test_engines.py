@@ -18,7 +18,7 @@ from seatrial.bundle import Bundle, Driver, EngineSpec, Evidence, open_bundle
 from seatrial.bundle.evidence import Provenance
 from seatrial.errors import BundleCorrupt, EngineFailed, EngineUnavailable, GoldenMismatch, WrongInput
 from seatrial.machine import Machine, resident_bytes
-from seatrial.tensors import DataType
+from seatrial.tensors import Array, DataType
 from seatrial_export import web
 from seatrial_serving.engines import OPENERS, Engine, open_engine
 from seatrial_serving.engines.onnxruntime import LARGE_BYTES, OnnxRuntime, _open, _profile, read_signature
@@ -147,17 +147,23 @@ def ran_ns() -> dict[str, int]:
     return {task.name: int((task / "schedstat").read_text().split()[0]) for task in Path("/proc/self/task").iterdir()}
 
 
+def working(engine: Engine, x: dict[str, Array]) -> int:
+    """How many threads had a share in some calls."""
+    before = ran_ns()
+    for _ in range(20):
+        engine.predict(x)
+    worked = [ran - before.get(thread, 0) for thread, ran in ran_ns().items()]
+    return sum(took > sum(worked) / 10 for took in worked)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_it_computes_with_the_threads_that_it_was_given(heavy: Bundle, threads: int) -> None:
-    """Counted by who worked, which holds on a busy machine too; one that asks the machine takes all its cores."""
+    """One that asks the machine takes all its cores. On a busy machine one thread may do the work of two that steal it from each
+    other: it is looked at several times."""
     x = {"x": np.ones((SIZE, SIZE), np.float32)}
     with closing(open_engine(heavy, threads=threads)) as engine:
         engine.predict(x)
-        before = ran_ns()
-        for _ in range(20):
-            engine.predict(x)
-        worked = [ran - before.get(thread, 0) for thread, ran in ran_ns().items()]
-    assert sum(took > sum(worked) / 10 for took in worked) == threads
+        assert max(working(engine, x) for _ in range(5)) == threads
 
 
 def test_an_engine_that_is_closed_gives_its_memory_back(heavy: Bundle) -> None:
