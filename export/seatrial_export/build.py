@@ -240,7 +240,8 @@ class Workshop:
         limits = replace(self.limits, time_s=self.settings.export.fine_tune_s, threads=threads)
         pruned = self._run_for(prune, job, folder, prune.Pruned, limits=limits)
         note = (
-            f"the time was over when {candidate.name} was in epoch {pruned.epochs} of its fine-tuning's {pruned.meant}"
+            f"the time was short for {candidate.name}: its fine-tuning came to epoch {pruned.epochs} of {pruned.meant}, "
+            "and its learning rate fell sooner than was meant"
         )
         return _Float(
             model=folder / convert.MODEL,
