@@ -1,9 +1,12 @@
 """The target `onnx-web`: what a browser answers is what native ONNX Runtime answers, and a folder is all that a page needs."""
 
 import os
+import secrets
 import signal
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -174,9 +177,19 @@ def test_nothing_of_a_browser_stays(bundle: Bundle) -> None:
     family = [started, *started.children(recursive=True)]
     profile = Path(engine._browser._profile.name)
     assert profile.exists()
-    engine.close()
+    with ThreadPoolExecutor(1) as straggler:
+        straggler.submit(write_for, 1.0, profile)
+        engine.close()
+        assert not profile.exists(), "whoever wrote there when the browser had ended"
     until(lambda: not any(each.is_running() for each in family), within_s=30)
-    assert not profile.exists()
+
+
+def write_for(seconds: float, folder: Path) -> None:
+    """New files, as long as there is the folder."""
+    end = time.monotonic() + seconds
+    with suppress(OSError):
+        while time.monotonic() < end:
+            (folder / secrets.token_hex()).touch()
 
 
 @slow

@@ -11,6 +11,7 @@ import os
 import secrets
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
@@ -35,6 +36,8 @@ FLAGS = (
 )  # fmt: skip
 SHORT = "/tmp"
 """Where Chromium keeps a socket, the path of which must not be longer than 107 letters, or it ends."""
+LAST_WORDS_S, LOOK_EVERY_S = 5.0, 0.02
+"""The processes of a browser that has ended may outlive it a little, and write to its profile."""
 NOT_TAKEN = (DataType.BYTES, DataType.FP16, DataType.BF16)
 
 OPEN = """(async () => {
@@ -159,7 +162,11 @@ class _Browser:
         self._answers.close()
         self._process.terminate()
         self._process.wait()
+        until = time.monotonic() + LAST_WORDS_S
         self._profile.cleanup()
+        while Path(self._profile.name).exists() and time.monotonic() < until:
+            time.sleep(LOOK_EVERY_S)
+            self._profile.cleanup()
 
     def _order(self, method: str, **parameters: object) -> Any:
         number = next(self._numbers)
