@@ -26,7 +26,9 @@ class Pretrained:
     names: tuple[tuple[str, str], ...]
 
     def weights(self, folder: Path) -> Iterator[tuple[str, Tensor]]:
-        for name, weight in load(read(self.file, folder)).items():
+        """By their names in the file, in order: which of several that do not fit is named must not change from run to run."""
+        loaded = load(read(self.file, folder))
+        for name, weight in ((name, loaded[name]) for name in sorted(loaded)):
             for pattern, ours in self.names:
                 if found := re.fullmatch(pattern, name):
                     if ours:
